@@ -1,0 +1,9 @@
+"""Learn from the weights of neural networks with the scikit-learn API."""
+
+from . import baselines, datasets
+from ._classifier import ProbeXClassifier
+from ._regressor import ProbeXRegressor
+
+__version__ = "0.1.0.dev0"
+
+__all__ = ["ProbeXClassifier", "ProbeXRegressor", "baselines", "datasets"]

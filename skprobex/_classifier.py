@@ -1,0 +1,366 @@
+"""ProbeXClassifier."""
+
+import numpy as np
+from scipy.sparse import issparse
+from scipy.special import expit, softmax
+from sklearn.base import ClassifierMixin
+from sklearn.preprocessing import LabelEncoder
+from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+
+from ._base import BaseProbeX, all_or_nothing
+from ._calibration import fit_log_odds
+from ._sklearn import StrOptions, _fit_context
+
+
+class ProbeXClassifier(ClassifierMixin, BaseProbeX):
+    """Classify models by the weights of one of their layers.
+
+    Answers what a model was trained on, given the same layer of other models of its
+    Model Tree whose answer is known. Each model's delta ``D_i = X_i - C`` from the
+    tree's centre is turned into views ``M_i``, which are probed from both sides,
+    ``U^T M_i V``, and a linear head reads the classes off the result (ProbeX [1]_).
+
+    With ``solver="ridge"`` all of it is in closed form: the probes are the Tucker
+    factors of the training views (HOSVD), the head is a ridge, and penalty, views and
+    normalisation are chosen by exact leave-one-out. ``solver="adam"`` trains the
+    papers' networks: ProbeX [1]_ is ``views=("xu",), center=None, normalize=False,
+    standardize=False``, MVProbe [2]_ is ``views=("xu", "xtu", "xxtu", "xtxu"),
+    center=None, normalize=False, standardize=True``.
+
+    Parameters
+    ----------
+    views : "auto" or tuple of str, default="auto"
+        Matrices computed from each delta: any of ``"xu"``, ``"xtu"``, ``"xtxu"``,
+        ``"xxtu"``, ``"log_xtx"``, ``"log_xxt"`` and ``"spectrum"``. ``"auto"`` compares
+        single views and their sums by leave-one-out and keeps the best.
+    n_probes : int, default=64
+        Probes per view and side (the paper's r_U); at most the dimension of the side.
+    center : "auto", "mean", None or array-like of shape (d_out, d_in), default="auto"
+        What is subtracted from the weights: the mean of the training models, nothing,
+        or the base's weights. ``"auto"`` is the mean.
+    normalize : "auto" or bool, default="auto"
+        Whether each delta is scaled to unit Frobenius norm; if not, all are divided by
+        one typical norm. ``"auto"`` tries both by leave-one-out.
+    solver : {"ridge", "adam"}, default="ridge"
+        The closed form, or the papers' networks trained end to end. What the networks
+        leave to ``"auto"`` is chosen by the closed form.
+    alphas : array-like of float, default=None
+        Ridge penalties, in units of the features' mean squared norm, chosen by exact
+        leave-one-out. None: 15 values from 1e-4 to 1e3.
+    class_weight : dict, list of dict or "balanced", default=None
+        Weights of the classes, as in `RidgeClassifier`: ``{label: weight}``, for
+        multi-label y a list of one dict per label.
+    n_components : int or None, default=128
+        Width of the representation that `transform` returns. With ``solver="ridge"``
+        principal directions of the probed features (None: the features themselves);
+        with ``solver="adam"`` the encoder (the paper's r_T; None: 128).
+    projection_dim : int, default=128
+        Rows of the projection that all probes share (r_V). Only with
+        ``solver="adam"``, as are the parameters below down to `warm_start`.
+    standardize : bool, default=True
+        Standardise every model's probed views before the projection.
+    learning_rate_init : float, default=1e-3
+        Adam's step size.
+    max_iter : int, default=200
+        Epochs at most.
+    batch_size : int or "auto", default="auto"
+        Models in a training step; ``"auto"`` is ``min(128, n_models)``.
+    alpha : float, default=1e-5
+        Weight decay: an L2 penalty on all weights of the network.
+    early_stopping : bool, default=False
+        Set `validation_fraction` of the training models aside, stop when their score
+        no longer improves, and keep the weights of the best epoch.
+    validation_fraction : float, default=0.1
+        Share of the training models set aside.
+    n_iter_no_change : int, default=10
+        Epochs without improvement after which training stops.
+    tol : float, default=1e-4
+        What counts as an improvement of the loss, or of the validation score.
+    warm_start : bool, default=False
+        Go on from the network of the fit before.
+    device : str, default="auto"
+        ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or
+        ``"mps"``. Fitted attributes are CPU arrays whatever the device.
+    random_state : int, RandomState instance or None, default=None
+        Draws the network, its batches, and the sketch of large layers. The same
+        integer gives the same result, bit for bit on the CPU.
+    verbose : int, default=0
+        1 shows a progress bar on stderr.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels; for multi-label y the label numbers.
+    weight_shape_ : tuple of (int, int)
+        The layer's shape, ``(d_out, d_in)``.
+    n_features_in_ : int
+        d_out.
+    feature_names_in_ : ndarray of shape (d_out,)
+        Column names, where `fit` saw a data frame of 1-D weights.
+    center_ : ndarray of shape (d_out, d_in) or None
+        What is subtracted.
+    views_ : tuple of str
+        The views in use.
+    normalize_ : bool
+        Whether deltas are scaled to unit norm.
+    view_scores_ : dict of str to float
+        Leave-one-out score (label accuracy) of every view, or sum of views, that was
+        compared. Empty if nothing was left to choose with ``solver="adam"``.
+    probes_ : dict
+        Probes of each view: with ``solver="ridge"`` a pair (U, V) of shapes
+        ``(d, n_probes)``; with ``solver="adam"`` U alone.
+    coef_ : ndarray of shape (n_outputs, n_features)
+        Weights of the head: on the probed features with ``solver="ridge"``, on the
+        encoder's output with ``solver="adam"``.
+    intercept_ : ndarray of shape (n_outputs,)
+        Offsets of the head.
+    alpha_ : float
+        Penalty chosen; only with ``solver="ridge"``.
+    n_iter_ : int
+        Epochs run; 1 with ``solver="ridge"``.
+    loss_curve_ : list of float
+        Training loss of each epoch; only with ``solver="adam"``.
+    validation_scores_ : list of float
+        Score of each epoch on the models set aside; only with ``early_stopping=True``.
+    expert_ : object
+        All fitted state; the attributes above are views of it.
+
+    See Also
+    --------
+    ProbeXRegressor : Predict real numbers instead.
+
+    Notes
+    -----
+    One output for two classes, else one for each class or label. Predictions do not
+    depend on the order of the models nor of the views.
+
+    References
+    ----------
+    .. [1] E. Horwitz, B. Cavia, J. Kahana, Y. Hoshen, "Learning on Model Weights using
+       Tree Experts", CVPR 2025, arXiv 2410.13569.
+    .. [2] "MVProbe", ICML 2026, arXiv 2605.23410.
+
+    Examples
+    --------
+    >>> from skprobex import ProbeXClassifier
+    >>> from skprobex.datasets import make_model_tree
+    >>> W, y = make_model_tree(
+    ...     90, (16, 12), view="xtxu", random_state=0, return_X_y=True
+    ... )
+    >>> clf = ProbeXClassifier().fit(W[:60], y[:60])
+    >>> clf.score(W[60:], y[60:])
+    1.0
+    """
+
+    _parameter_constraints = {
+        **BaseProbeX._parameter_constraints,
+        "class_weight": [StrOptions({"balanced"}), dict, list, None],
+    }
+
+    def __init__(
+        self,
+        *,
+        views="auto",
+        n_probes=64,
+        center="auto",
+        normalize="auto",
+        solver="ridge",
+        alphas=None,
+        class_weight=None,
+        n_components=128,
+        projection_dim=128,
+        standardize=True,
+        learning_rate_init=1e-3,
+        max_iter=200,
+        batch_size="auto",
+        alpha=1e-5,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        tol=1e-4,
+        warm_start=False,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.views = views
+        self.n_probes = n_probes
+        self.center = center
+        self.normalize = normalize
+        self.solver = solver
+        self.alphas = alphas
+        self.class_weight = class_weight
+        self.n_components = n_components
+        self.projection_dim = projection_dim
+        self.standardize = standardize
+        self.learning_rate_init = learning_rate_init
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.alpha = alpha
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.warm_start = warm_start
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    @all_or_nothing
+    def fit(self, W, y):
+        """Fit the expert.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            One layer of each model. Also ``(n_models, d)``, 1-D weights, and
+            ``(n_models, out, in, kh, kw)``, convolution kernels.
+        y : array-like of shape (n_models,) or (n_models, n_labels)
+            A label for each model, or an indicator matrix of several.
+
+        Returns
+        -------
+        ProbeXClassifier
+            The fitted estimator itself.
+
+        Raises
+        ------
+        ValueError
+            NaN or infinite weights, shapes that differ between models, fewer than two
+            classes; the message names the model at fault.
+        """
+        if y is None:
+            raise ValueError(
+                "This ProbeXClassifier estimator requires y to be passed, but the "
+                "target y is None."
+            )
+        W = self._validate_weights(W, reset=True)
+        task, classes, codes = _encode_labels(y)
+        check_consistent_length(W, codes)
+        sample_weight = None
+        if self.class_weight is not None:
+            weight_of = self.class_weight
+            labels = codes if task == "multilabel" else classes[codes]
+            sample_weight = compute_sample_weight(weight_of, labels)
+        targets = _to_signs(task, codes, len(classes))
+        expert = self._fit_expert(
+            W,
+            targets,
+            task,
+            stratify=None if task == "multilabel" else codes,
+            sample_weight=sample_weight,
+        )
+        calibration = ()
+        if self.solver == "ridge":
+            decisions = expert.loo_predictions
+            calibration = fit_log_odds(task, decisions, targets, sample_weight)
+        self.classes_ = classes
+        self._task = task
+        self._publish(expert, *calibration)
+        return self
+
+    def decision_function(self, W):
+        """Compute log-odds: positive where a label is predicted.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            The same layer of each model as in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_models,), (n_models, n_classes) or (n_models, n_labels)
+            One column for two classes, one a class or label otherwise. `predict_proba`
+            is their sigmoid (softmax for three classes and more).
+        """
+        outputs = self._run_expert(W, "predict")
+        return outputs[:, 0] if self._task == "binary" else outputs
+
+    def predict(self, W):
+        """Predict the label, or labels, of each model.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            The same layer of each model as in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_models,) or (n_models, n_labels)
+            Members of `classes_`, or an indicator matrix.
+        """
+        decisions = self.decision_function(W)
+        if self._task == "multilabel":
+            return (decisions > 0).astype(np.int64)
+        if self._task == "binary":
+            return self.classes_[(decisions > 0).astype(np.int64)]
+        return self.classes_[decisions.argmax(axis=1)]
+
+    def predict_proba(self, W):
+        """Predict probabilities.
+
+        With ``solver="ridge"`` they are calibrated on the leave-one-out decision values
+        (Platt's sigmoid for each label, one temperature for three classes and more);
+        with ``solver="adam"`` they are the network's own.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            The same layer of each model as in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_models, n_classes) or (n_models, n_labels)
+            Rows sum to one, but for multi-label y: there each entry is the probability
+            of its label.
+        """
+        decisions = self.decision_function(W)
+        if self._task == "multilabel":
+            return expit(decisions)
+        if self._task == "binary":
+            return np.column_stack([expit(-decisions), expit(decisions)])
+        return softmax(decisions, axis=1)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+def _encode_labels(y):
+    """Find out what kind of labels these are, and number them.
+
+    Returns
+    -------
+    task : str
+    classes : ndarray of shape (n_classes,)
+    codes : ndarray of int, shape (n_models,) or (n_models, n_labels)
+    """
+    if issparse(y):
+        y = y.toarray()
+    y = check_array(y, ensure_2d=False, allow_nd=True, dtype=None, input_name="y")
+    check_classification_targets(y)
+    if type_of_target(y, input_name="y") == "multilabel-indicator":
+        codes = (y > 0).astype(np.int64)
+        return "multilabel", np.arange(codes.shape[1]), codes
+    encoder = LabelEncoder()
+    codes = encoder.fit_transform(column_or_1d(y, warn=True))
+    n_classes = len(encoder.classes_)
+    if n_classes < 2:
+        raise ValueError(
+            "ProbeXClassifier needs at least 2 classes in y, got 1 class: "
+            f"{encoder.classes_[0]}. Add models that were trained on something else."
+        )
+    return "binary" if n_classes == 2 else "multiclass", encoder.classes_, codes
+
+
+def _to_signs(task, codes, n_classes):
+    """Targets of -1 and 1, one column a class (one column in all for two)."""
+    if task == "binary":
+        codes = codes[:, None]
+    elif task == "multiclass":
+        codes = np.eye(n_classes)[codes]
+    return 2.0 * codes - 1.0

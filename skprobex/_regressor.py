@@ -1,0 +1,259 @@
+"""ProbeXRegressor."""
+
+import numpy as np
+from sklearn.base import RegressorMixin
+from sklearn.utils import check_array, check_consistent_length
+
+from ._base import BaseProbeX, all_or_nothing
+from ._sklearn import _fit_context
+
+
+class ProbeXRegressor(RegressorMixin, BaseProbeX):
+    """Predict numbers from the weights of one layer of a model.
+
+    Answers how a model was trained (its learning rate, say) or how good it is (its
+    accuracy, its loss), given the same layer of other models of its Model Tree whose
+    answer is known. The method is that of `ProbeXClassifier` [1]_ [2]_, with squared
+    error; with several targets, each has a penalty of its own.
+
+    Parameters
+    ----------
+    views : "auto" or tuple of str, default="auto"
+        Matrices computed from each delta: any of ``"xu"``, ``"xtu"``, ``"xtxu"``,
+        ``"xxtu"``, ``"log_xtx"``, ``"log_xxt"`` and ``"spectrum"``. ``"auto"`` compares
+        single views and their sums by leave-one-out and keeps the best.
+    n_probes : int, default=64
+        Probes per view and side (the paper's r_U); at most the dimension of the side.
+    center : "auto", "mean", None or array-like of shape (d_out, d_in), default="auto"
+        What is subtracted from the weights: the mean of the training models, nothing,
+        or the base's weights. ``"auto"`` is the mean.
+    normalize : "auto" or bool, default="auto"
+        Whether each delta is scaled to unit Frobenius norm; if not, all are divided by
+        one typical norm. ``"auto"`` tries both by leave-one-out.
+    solver : {"ridge", "adam"}, default="ridge"
+        The closed form, or the papers' networks trained end to end. What the networks
+        leave to ``"auto"`` is chosen by the closed form.
+    alphas : array-like of float, default=None
+        Ridge penalties, in units of the features' mean squared norm, chosen by exact
+        leave-one-out. None: 15 values from 1e-4 to 1e3.
+    n_components : int or None, default=128
+        Width of the representation that `transform` returns. With ``solver="ridge"``
+        principal directions of the probed features (None: the features themselves);
+        with ``solver="adam"`` the encoder (the paper's r_T; None: 128).
+    projection_dim : int, default=128
+        Rows of the projection that all probes share (r_V). Only with
+        ``solver="adam"``, as are the parameters below down to `warm_start`.
+    standardize : bool, default=True
+        Standardise every model's probed views before the projection.
+    learning_rate_init : float, default=1e-3
+        Adam's step size.
+    max_iter : int, default=200
+        Epochs at most.
+    batch_size : int or "auto", default="auto"
+        Models in a training step; ``"auto"`` is ``min(128, n_models)``.
+    alpha : float, default=1e-5
+        Weight decay: an L2 penalty on all weights of the network.
+    early_stopping : bool, default=False
+        Set `validation_fraction` of the training models aside, stop when their score
+        no longer improves, and keep the weights of the best epoch.
+    validation_fraction : float, default=0.1
+        Share of the training models set aside.
+    n_iter_no_change : int, default=10
+        Epochs without improvement after which training stops.
+    tol : float, default=1e-4
+        What counts as an improvement of the loss, or of the validation score.
+    warm_start : bool, default=False
+        Go on from the network of the fit before.
+    device : str, default="auto"
+        ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or
+        ``"mps"``. Fitted attributes are CPU arrays whatever the device.
+    random_state : int, RandomState instance or None, default=None
+        Draws the network, its batches, and the sketch of large layers. The same
+        integer gives the same result, bit for bit on the CPU.
+    verbose : int, default=0
+        1 shows a progress bar on stderr.
+
+    Attributes
+    ----------
+    weight_shape_ : tuple of (int, int)
+        The layer's shape, ``(d_out, d_in)``.
+    n_features_in_ : int
+        d_out.
+    feature_names_in_ : ndarray of shape (d_out,)
+        Column names, where `fit` saw a data frame of 1-D weights.
+    center_ : ndarray of shape (d_out, d_in) or None
+        What is subtracted.
+    views_ : tuple of str
+        The views in use.
+    normalize_ : bool
+        Whether deltas are scaled to unit norm.
+    view_scores_ : dict of str to float
+        Leave-one-out score (R^2, averaged over targets) of every view, or sum of
+        views, that was compared. Empty if nothing was left to choose with
+        ``solver="adam"``.
+    probes_ : dict
+        Probes of each view: with ``solver="ridge"`` a pair (U, V) of shapes
+        ``(d, n_probes)``; with ``solver="adam"`` U alone.
+    coef_ : ndarray of shape (n_targets, n_features)
+        Weights of the head: on the probed features with ``solver="ridge"``, on the
+        encoder's output with ``solver="adam"``.
+    intercept_ : ndarray of shape (n_targets,)
+        Offsets of the head.
+    alpha_ : float or ndarray of shape (n_targets,)
+        Penalty chosen, one for each target where they differ; only with
+        ``solver="ridge"``.
+    n_iter_ : int
+        Epochs run; 1 with ``solver="ridge"``.
+    loss_curve_ : list of float
+        Training loss of each epoch; only with ``solver="adam"``.
+    validation_scores_ : list of float
+        Score of each epoch on the models set aside; only with ``early_stopping=True``.
+    expert_ : object
+        All fitted state; the attributes above are views of it.
+
+    See Also
+    --------
+    ProbeXClassifier : Predict classes instead.
+
+    References
+    ----------
+    .. [1] E. Horwitz, B. Cavia, J. Kahana, Y. Hoshen, "Learning on Model Weights using
+       Tree Experts", CVPR 2025, arXiv 2410.13569.
+    .. [2] "MVProbe", ICML 2026, arXiv 2605.23410.
+
+    Examples
+    --------
+    >>> from skprobex import ProbeXRegressor
+    >>> from skprobex.datasets import make_model_tree
+    >>> W, y = make_model_tree(
+    ...     120,
+    ...     (16, 12),
+    ...     view="xtxu",
+    ...     task="regression",
+    ...     random_state=0,
+    ...     return_X_y=True,
+    ... )
+    >>> reg = ProbeXRegressor().fit(W[:90], y[:90])
+    >>> reg.score(W[90:], y[90:]) > 0.9
+    True
+    """
+
+    _parameter_constraints = {**BaseProbeX._parameter_constraints}
+
+    def __init__(
+        self,
+        *,
+        views="auto",
+        n_probes=64,
+        center="auto",
+        normalize="auto",
+        solver="ridge",
+        alphas=None,
+        n_components=128,
+        projection_dim=128,
+        standardize=True,
+        learning_rate_init=1e-3,
+        max_iter=200,
+        batch_size="auto",
+        alpha=1e-5,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        tol=1e-4,
+        warm_start=False,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.views = views
+        self.n_probes = n_probes
+        self.center = center
+        self.normalize = normalize
+        self.solver = solver
+        self.alphas = alphas
+        self.n_components = n_components
+        self.projection_dim = projection_dim
+        self.standardize = standardize
+        self.learning_rate_init = learning_rate_init
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.alpha = alpha
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.warm_start = warm_start
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    @all_or_nothing
+    def fit(self, W, y):
+        """Fit the expert.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            One layer of each model. Also ``(n_models, d)``, 1-D weights, and
+            ``(n_models, out, in, kh, kw)``, convolution kernels.
+        y : array-like of shape (n_models,) or (n_models, n_targets)
+            One or several real targets.
+
+        Returns
+        -------
+        ProbeXRegressor
+            The fitted estimator itself.
+
+        Raises
+        ------
+        ValueError
+            NaN or infinite weights or targets, shapes that differ between models; the
+            message names the model at fault.
+        """
+        if y is None:
+            raise ValueError(
+                "This ProbeXRegressor estimator requires y to be passed, but the "
+                "target y is None."
+            )
+        W = self._validate_weights(W, reset=True)
+        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        if y.ndim > 2:
+            raise ValueError(
+                f"y has shape {y.shape}: expected (n_models,) or (n_models, n_targets)."
+            )
+        check_consistent_length(W, y)
+        targets = y.reshape(len(y), -1)
+        mean, std = targets.mean(axis=0), targets.std(axis=0)
+        std = np.where(std > 0, std, 1.0)
+        expert = self._fit_expert(
+            W,
+            (targets - mean) / std,
+            "regression",
+            stratify=None,
+            target_scale=(std, mean),
+        )
+        self._has_one_target = y.ndim == 1
+        self._publish(expert, std, mean)
+        return self
+
+    def predict(self, W):
+        """Predict the targets of each model.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            The same layer of each model as in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_models,) or (n_models, n_targets)
+            In the units of y.
+        """
+        outputs = self._run_expert(W, "predict")
+        return outputs[:, 0] if self._has_one_target else outputs
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

@@ -1,0 +1,106 @@
+"""A cache of named arrays on disk that a crash, a full disk or a race cannot corrupt.
+
+A file is written beside its final place and renamed over it when complete, so readers
+see either the whole of it or nothing. What cannot be read is built again; what cannot
+be written is returned all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import get_data_home
+
+Arrays = dict[str, np.ndarray]
+
+# Part of every key: raise it whenever the same parameters give other arrays.
+_FORMAT = 1
+
+
+def load_or_build(
+    name: str,
+    parameters: Mapping[str, object],
+    build: Callable[[], Arrays],
+    data_home: str | os.PathLike | None = None,
+) -> Arrays:
+    """Read the arrays stored for `parameters`, or build and store them.
+
+    Parameters
+    ----------
+    name : str
+        What the arrays are; the first part of the file's name.
+    parameters : mapping
+        All that the arrays depend on; must be JSON serialisable.
+    build : callable
+        Returns the arrays, by name. None may hold Python objects.
+    data_home : path-like, optional
+        Passed to :func:`sklearn.datasets.get_data_home`; the files lie in its
+        ``skprobex`` folder.
+
+    Returns
+    -------
+    dict of str to ndarray
+        The same arrays, bit for bit, whether read or built.
+    """
+    try:
+        folder = Path(get_data_home(data_home)) / "skprobex"
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _warn_not_stored(name, error)
+        return build()
+    path = folder / f"{name}-{_key(parameters)}.npz"
+    arrays = _read(path)
+    if arrays is None:
+        arrays = build()
+        try:
+            _write(path, arrays)
+        except OSError as error:
+            _warn_not_stored(name, error)
+    return arrays
+
+
+def _key(parameters):
+    described = json.dumps({"format": _FORMAT, **parameters}, sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()[:20]
+
+
+def _read(path):
+    if not path.exists():
+        return None
+    try:
+        # np.load leaves a file that it has opened itself open where it fails.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except Exception:
+        # A damaged file can fail in zipfile, in zlib, or in numpy's header parser, with
+        # a dozen kinds of errors. All of them mean the same: build it again.
+        return None
+
+
+def _write(path, arrays):
+    partial = path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(partial, "xb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            # Without it a power cut could leave the new name on an empty file.
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _warn_not_stored(name, error):
+    warnings.warn(
+        f"{name} could not be cached and will be built again next time: {error}. "
+        "Pass a writable `data_home`, or cache=False.",
+        UserWarning,
+        stacklevel=4,
+    )

@@ -1,0 +1,1 @@
+"""The numerical core: views, probes and solvers. torch in, torch out; no sklearn."""

@@ -1,0 +1,135 @@
+"""Probes from the training models (HOSVD), and the features they give."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .linalg import eigh_descending, fix_signs
+from .views import MATRIX_VIEWS, scaled_singular, spectrum, symmetric_features
+
+
+@dataclass
+class ProbedView:
+    """One view, its probes, and its scale among other views.
+
+    Attributes
+    ----------
+    name : str
+        The view.
+    scale : float or None
+        Norm that deltas are divided by; None: each by its own.
+    left, right : Tensor of shape (d, n_probes) or None
+        U and V. One tensor on both sides of a symmetric view; None for ``spectrum``.
+    length : int
+        Number of singular values in ``spectrum``.
+    spread : float
+        Root mean square length of the centred training features.
+    """
+
+    name: str
+    scale: float | None
+    left: torch.Tensor | None = None
+    right: torch.Tensor | None = None
+    length: int = 0
+    spread: float = 1.0
+
+    def features(self, factors):
+        """Compute ``vec(U^T M_i V) / spread`` of a batch of deltas.
+
+        Returns
+        -------
+        Tensor of shape (b, n_features)
+        """
+        if self.name == "spectrum":
+            return spectrum(factors, self.length, self.scale) / self.spread
+        view = MATRIX_VIEWS[self.name]
+        gain = view.gain(scaled_singular(factors, self.scale))  # (b, k)
+        left = self.left.T @ getattr(factors, view.left)  # (b, n_probes, k)
+        if view.symmetric:
+            probed = (left * gain[:, None, :]) @ left.mT
+            return symmetric_features(probed) / self.spread
+        right = self.right.T @ getattr(factors, view.right)
+        return ((left * gain[:, None, :]) @ right.mT).flatten(1) / self.spread
+
+
+def fit_probes(deltas, candidates, typical_norm, n_probes):
+    """Higher-order singular value decomposition of each candidate view.
+
+    The probes of a view are the leading eigenvectors of ``sum M_i M_i^T`` and
+    ``sum M_i^T M_i`` over the training models: the Tucker factors that keep most of
+    the views' squared norm (De Lathauwer et al., 2000).
+
+    Parameters
+    ----------
+    deltas : iterable of SpectralFactors
+    candidates : list of (str, bool)
+        Views and whether their deltas are normalised.
+    typical_norm : float
+    n_probes : int
+
+    Returns
+    -------
+    list of ProbedView
+        With `spread` not yet known.
+    """
+    sums = {}
+    length = 0
+    for factors in deltas:
+        length = factors.singular.shape[1]
+        for name, normalize in candidates:
+            if name == "spectrum":
+                continue
+            view = MATRIX_VIEWS[name]
+            scale = None if normalize else typical_norm
+            gain = view.gain(scaled_singular(factors, scale))
+            for side in {view.left, view.right}:
+                moment = _second_moment(getattr(factors, side), gain)
+                key = (name, normalize, side)
+                sums[key] = sums.get(key, 0) + moment
+    probes = {key: leading_eigenvectors(total, n_probes) for key, total in sums.items()}
+    probed = []
+    for name, normalize in candidates:
+        if name == "spectrum":
+            probed.append(ProbedView(name, typical_norm, length=length))
+            continue
+        view = MATRIX_VIEWS[name]
+        scale = None if normalize else typical_norm
+        left, right = (
+            probes[name, normalize, side] for side in (view.left, view.right)
+        )
+        probed.append(ProbedView(name, scale, left, right))
+    return probed
+
+
+def collect_features(deltas, probed):
+    """Probe every delta, and set the spread of every view.
+
+    Returns
+    -------
+    list of Tensor of shape (n_models, n_features), one for each view
+    """
+    batches = [[view.features(factors) for view in probed] for factors in deltas]
+    collected = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    for view, features in zip(probed, collected, strict=True):
+        deviations = features - features.mean(dim=0)
+        spread = deviations.square().sum(dim=1).mean().sqrt().item()
+        view.spread = spread if spread > 0 else 1.0
+        features /= view.spread
+    return collected
+
+
+def leading_eigenvectors(matrix, n_vectors):
+    """Eigenvectors of the largest eigenvalues, signs fixed.
+
+    Returns
+    -------
+    Tensor of shape (d, min(d, n_vectors))
+    """
+    _, vectors = eigh_descending(matrix)
+    return fix_signs(vectors[:, :n_vectors].T).T.contiguous()
+
+
+def _second_moment(basis, gain):
+    """Sum of ``L g^2 L^T`` over a batch, as one matrix product."""
+    weighted = (basis * gain[:, None, :]).permute(1, 0, 2).flatten(1)  # (d, b * k)
+    return weighted @ weighted.T

@@ -1,0 +1,251 @@
+"""The adam solver: train a probing network end to end."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from .deltas import root_mean_square
+from .networks import ProbingNetwork, ViewInputs
+from .spectral import frobenius_norms
+from .tasks import loss, score
+from .views import MATRIX_VIEWS
+
+
+@dataclass
+class History:
+    """How training went."""
+
+    losses: list = field(default_factory=list)
+    validation_scores: list = field(default_factory=list)
+    converged: bool = False
+    interrupted: bool = False
+
+
+@dataclass
+class NeuralExpert:
+    """A fitted network: its inputs, its weights by name, and what rebuilds it."""
+
+    inputs: ViewInputs
+    sizes: dict
+    state: dict
+    history: History
+    view_scores: dict = field(default_factory=dict)
+
+    @property
+    def center(self):
+        return self.inputs.center
+
+    @property
+    def view_names(self):
+        return self.inputs.views
+
+    @property
+    def normalize(self):
+        return self.inputs.normalize
+
+    @property
+    def probes(self):
+        """Probes of each matrix view."""
+        prefix = "probes."
+        return {
+            name.removeprefix(prefix): values
+            for name, values in self.state.items()
+            if name.startswith(prefix)
+        }
+
+    @property
+    def coef(self):
+        return self.state["head.weight"]
+
+    @property
+    def intercept(self):
+        return self.state["head.bias"]
+
+    @property
+    def n_components(self):
+        return self.sizes["n_components"]
+
+    def scale_outputs(self, slope, offset):
+        """Replace every output f by ``slope * f + offset``, one pair a target."""
+        head = {
+            "head.weight": self.coef * slope[:, None],
+            "head.bias": self.intercept * slope + offset,
+        }
+        self.state = self.state | head
+
+    def network(self):
+        """Build the network anew and load its weights."""
+        network = ProbingNetwork(view_scales=self.inputs.view_scales, **self.sizes)
+        network.to(self.coef.device, self.coef.dtype).load_state_dict(self.state)
+        return network.eval()
+
+    @torch.no_grad()
+    def predict(self, weights, device):
+        """Compute the network's outputs, ``(n_models, n_targets)``."""
+        network = self.network()
+        return torch.cat([network(self.inputs(b)) for b in weights.batches(device)])
+
+    @torch.no_grad()
+    def transform(self, weights, device):
+        """Compute the encoder's representation, ``(n_models, n_components)``."""
+        network = self.network()
+        batches = weights.batches(device)
+        return torch.cat([network.encode(self.inputs(b)) for b in batches])
+
+
+def fit_neural(
+    weights,
+    targets,
+    task,
+    *,
+    views,
+    normalize,
+    center,
+    sketch,
+    device,
+    n_probes,
+    projection_dim,
+    n_components,
+    standardize,
+    generator,
+    warm_state=None,
+    **schedule,
+):
+    """Build the inputs, then train; see `train` for the schedule.
+
+    Returns
+    -------
+    NeuralExpert
+    """
+    norms = [
+        frobenius_norms(batch if center is None else batch - center)
+        for batch in weights.batches(device)
+    ]
+    typical_norm = root_mean_square(torch.cat(norms))
+    inputs = ViewInputs(center, sketch, views, normalize, typical_norm, {})
+    batches = [inputs(batch) for batch in weights.batches(device)]
+    data = {key: torch.cat([b[key] for b in batches]) for key in batches[0]}
+    data = inputs.fit_scales(data)
+    del batches
+
+    sizes = {
+        "view_shapes": _view_shapes(views, data),
+        "n_probes": n_probes,
+        "projection_dim": projection_dim,
+        "n_components": n_components,
+        "n_outputs": targets.shape[1],
+        "standardize": standardize,
+    }
+    network = ProbingNetwork(
+        view_scales=inputs.view_scales, generator=generator, **sizes
+    ).to(device, weights.dtype)
+    if warm_state is not None:
+        network.load_state_dict(warm_state)
+    targets = targets.to(device, weights.dtype)
+    history = train(network, data, targets, task, generator=generator, **schedule)
+    return NeuralExpert(inputs, sizes, _copy_state(network), history)
+
+
+def train(
+    network,
+    data,
+    targets,
+    task,
+    *,
+    generator,
+    learning_rate_init,
+    max_iter,
+    batch_size,
+    alpha,
+    tol,
+    n_iter_no_change,
+    sample_weight=None,
+    validation=None,
+    progress=None,
+):
+    """Minimise the task's loss by Adam over shuffled batches.
+
+    Stops when the training loss (or, with `validation`, the validation score) has not
+    improved by `tol` for `n_iter_no_change` epochs; with `validation` the weights of
+    the best epoch are restored. Ctrl-C keeps what was learnt.
+
+    Parameters
+    ----------
+    network : ProbingNetwork
+    data : dict of str to Tensor
+    targets : Tensor of shape (n_models, n_targets)
+    task : one of ``tasks.TASKS``
+    generator : torch.Generator
+        Shuffles the batches.
+    validation : Tensor of int, optional
+        Models set aside for early stopping.
+    progress : callable, optional
+        Called with the loss after every epoch.
+
+    Returns
+    -------
+    History
+    """
+    n_models = len(targets)
+    training = torch.arange(n_models)
+    if validation is not None:
+        training = training[~torch.isin(training, validation)]
+        held_out = {key: values[validation] for key, values in data.items()}
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr=learning_rate_init, weight_decay=alpha
+    )
+    history = History()
+    best, best_state, stalled = math.inf, None, 0
+    try:
+        for _ in range(max_iter):
+            order = training[torch.randperm(len(training), generator=generator)]
+            epoch_loss = 0.0
+            for index in order.to(targets.device).split(batch_size):
+                batch = {key: values[index] for key, values in data.items()}
+                weight = None if sample_weight is None else sample_weight[index]
+                batch_loss = loss(task, network(batch), targets[index], weight)
+                optimizer.zero_grad(set_to_none=True)
+                batch_loss.backward()
+                optimizer.step()
+                epoch_loss = epoch_loss + batch_loss.detach() * len(index)
+            history.losses.append(float(epoch_loss) / len(order))
+            if progress is not None:
+                progress(history.losses[-1])
+            current = history.losses[-1]
+            if validation is not None:
+                with torch.no_grad():
+                    outputs = network(held_out)
+                current = -score(task, outputs, targets[validation])
+                history.validation_scores.append(-current)
+            stalled = 0 if current < best - tol else stalled + 1
+            if current < best:
+                best = current
+                if validation is not None:
+                    best_state = _copy_state(network)
+            if stalled >= n_iter_no_change:
+                history.converged = True
+                break
+    except KeyboardInterrupt:
+        history.interrupted = True
+    if best_state is not None:
+        network.load_state_dict(best_state)
+    return history
+
+
+def _view_shapes(views, data):
+    """Rows and columns of each view's matrix."""
+    _, d_out, d_in = data["delta"].shape
+    sides = {"left": d_out, "right": d_in}
+    shapes = {}
+    for name in views:
+        if name == "spectrum":
+            shapes[name] = (data[name].shape[1], 0)
+        else:
+            view = MATRIX_VIEWS[name]
+            shapes[name] = (sides[view.left], sides[view.right])
+    return shapes
+
+
+def _copy_state(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}

@@ -1,0 +1,64 @@
+"""Weights held in one array or tensor, read in batches."""
+
+import numpy as np
+import torch
+
+from ..probing.device import as_tensor
+
+# A batch this large keeps the matrix products busy and memory flat.
+BATCH_BYTES = 32 * 2**20
+
+
+class DenseWeights:
+    """One layer of many models, lifted to ``(n_models, d_out, d_in)``.
+
+    The array itself is neither copied nor cast: batches are.
+
+    Parameters
+    ----------
+    array : ndarray or Tensor of shape (n_models, d_out, ...)
+        The layer of each model. Axes after the second are flattened into d_in;
+        without any, d_in is one.
+    """
+
+    def __init__(self, array):
+        self.array = array
+        d_in = int(np.prod(array.shape[2:], dtype=np.int64))
+        self.shape = (len(array), array.shape[1], d_in)
+        is_double = str(array.dtype) in ("float64", "torch.float64")
+        self.dtype = torch.float64 if is_double else torch.float32
+
+    def __len__(self):
+        return self.shape[0]
+
+    def batches(self, device):
+        """Yield the models in order as finite tensors ``(b, d_out, d_in)``.
+
+        Raises
+        ------
+        ValueError
+            If a model holds NaN or infinity; the message names the first one.
+        """
+        n_models, d_out, d_in = self.shape
+        size = max(1, BATCH_BYTES // (d_out * d_in * self.dtype.itemsize))
+        for start in range(0, n_models, size):
+            batch = as_tensor(self.array[start : start + size], self.dtype, device)
+            _check_finite(batch, start)
+            yield batch.reshape(-1, d_out, d_in)
+
+
+def _check_finite(batch, start):
+    # A sum is finite unless an entry is not, or it overflows: then look closer.
+    if torch.isfinite(batch.sum()):
+        return
+    bad = ~torch.isfinite(batch.flatten(1)).all(dim=1)
+    if not bad.any():
+        return
+    first = int(bad.nonzero()[0])
+    kind = "NaN" if torch.isnan(batch[first]).any() else "infinity"
+    more = int(bad.sum()) - 1
+    others = f" and at least {more} more" if more else ""
+    raise ValueError(
+        f"Input W contains {kind}: model {start + first}{others}. Drop these models, "
+        "or reload their weights (float16 overflows above 65504)."
+    )
