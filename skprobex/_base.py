@@ -19,9 +19,9 @@ from .probing.deltas import DecomposedDeltas, mean_weights
 from .probing.device import as_array, as_tensor, make_generator, resolve_device
 from .probing.spectral import draw_sketch
 from .probing.state import to_arrays, to_tensors
-from .probing.training import fit_neural
+from .probing.training import NeuralExpert, fit_neural
 from .probing.views import VIEWS
-from .weights import check_weight_shape, validate_weights
+from .weights import LowRankWeights, check_weight_shape, validate_weights
 
 DEFAULT_ALPHAS = tuple(np.logspace(-4, 3, 15).tolist())
 DEFAULT_N_PROBES = 64
@@ -99,8 +99,6 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def _run_expert(self, W, method):
         check_is_fitted(self)
         W = self._validate_weights(W, reset=False)
-        # What was fitted in one precision predicts in it.
-        W.dtype = getattr(torch, self.coef_.dtype.name)
         device = resolve_device(self.device)
         expert = to_tensors(self.expert_, device)
         return as_array(getattr(expert, method)(W, device))
@@ -133,20 +131,26 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         random_state = check_random_state(self.random_state)
         generator = make_generator(random_state.randint(2**31 - 1))
         center = self._compute_center(W, device)
-        sketch = draw_sketch(*W.shape[1:], generator, W.dtype, device)
-        targets = as_tensor(targets, W.dtype, device)
+        dtype = W.compute_dtype
+        sketch = draw_sketch(*W.shape[1:], generator, dtype, device)
+        targets = as_tensor(targets, dtype, device)
         if sample_weight is not None:
-            sample_weight = as_tensor(sample_weight, W.dtype, device)
+            sample_weight = as_tensor(sample_weight, dtype, device)
 
-        expert, warm_state = None, None
+        expert, warm_start = None, None
         if self._continues():
-            views, normalize = self.views_, self.normalize_
-            warm_state = self._warm_state(W, targets, target_scale, device)
+            # What the fit before chose stays chosen.
+            views = self.views_ if views == "auto" else views
+            normalize = self.normalize_ if normalize == "auto" else normalize
+            warm_start = to_tensors(self.expert_, device)
+            if target_scale is not None:
+                std, mean = (as_tensor(part, dtype, device) for part in target_scale)
+                warm_start.scale_outputs(1 / std, -mean / std)
         if self.solver == "ridge" or "auto" in (views, normalize):
             # For the networks, too, the closed form chooses what is left to choose.
             with ProgressBar(self.verbose, self, len(W), "model") as bar:
                 expert = fit_closed_form(
-                    DecomposedDeltas(W, center, sketch, device, bar.update),
+                    DecomposedDeltas(W, center, sketch, device, dtype, bar.update),
                     targets,
                     task,
                     views=views,
@@ -154,6 +158,7 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                     n_probes=n_probes,
                     alphas=alphas,
                     n_components=self.n_components,
+                    generator=generator,
                     sample_weight=sample_weight,
                 )
         if self.solver == "ridge":
@@ -180,7 +185,7 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 n_components=self.n_components or DEFAULT_N_COMPONENTS,
                 standardize=self.standardize,
                 generator=generator,
-                warm_state=warm_state,
+                warm_start=warm_start,
                 sample_weight=sample_weight,
                 validation=validation,
                 learning_rate_init=self.learning_rate_init,
@@ -211,6 +216,8 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         self.probes_ = expert.probes
         self.coef_, self.intercept_ = expert.coef, expert.intercept
         self._n_features_out = expert.n_components
+        for name in ("alpha_", "loss_curve_", "validation_scores_"):
+            vars(self).pop(name, None)  # of a fit before with the other solver
         if self.solver == "ridge":
             # One number where all targets share it.
             shared = np.ptp(expert.alpha) == 0
@@ -224,20 +231,11 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
     def _continues(self):
         """Whether fit goes on from the network of the fit before."""
-        return self.warm_start and self.solver == "adam" and hasattr(self, "expert_")
-
-    def _warm_state(self, W, targets, target_scale, device):
-        expert = to_tensors(self.expert_, device)
-        if len(expert.coef) != targets.shape[1]:
-            raise ValueError(
-                f"warm_start=True goes on from a network with {len(expert.coef)} "
-                f"outputs, but y now asks for {targets.shape[1]}: keep the classes, "
-                "or set warm_start=False."
-            )
-        if target_scale is not None:
-            std, mean = (as_tensor(part, W.dtype, device) for part in target_scale)
-            expert.scale_outputs(1 / std, -mean / std)
-        return expert.state
+        return (
+            self.warm_start
+            and self.solver == "adam"
+            and isinstance(getattr(self, "expert_", None), NeuralExpert)
+        )
 
     def _warn_unfinished(self, history):
         if history.interrupted:
@@ -293,9 +291,12 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         if self.center is None:
             return None
         if isinstance(self.center, str):
-            return mean_weights(W, device)
+            # Low-rank weights are deltas from their base already.
+            if self.center == "auto" and isinstance(W, LowRankWeights):
+                return None
+            return mean_weights(W, device, W.compute_dtype)
         center = check_weight_shape(self.center, W.shape[1:], "center")
-        return as_tensor(center, W.dtype, device)
+        return as_tensor(center, W.compute_dtype, device)
 
     def _split_validation(self, stratify, n_models, random_state):
         """Set models aside for early stopping, from the training models."""

@@ -1,8 +1,8 @@
 """Decision values to log-odds: fitted on leave-one-out predictions."""
 
 import numpy as np
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, log_softmax
+from scipy.optimize import brentq
+from scipy.special import expit, softmax
 
 # In units of the decisions' mean absolute value.
 MIN_SLOPE = 1e-2
@@ -47,25 +47,44 @@ def _fit_sigmoid(decisions, is_positive, sample_weight):
     )
     shares = sample_weight / sample_weight.sum()
     spread = np.abs(decisions).mean() or 1.0
-    scaled = decisions / spread
-
-    def objective(parameters):
-        slope, offset = parameters
-        logits = slope * scaled + offset
-        losses = np.logaddexp(0, logits) - targets * logits
-        residuals = shares * (expit(logits) - targets)
-        return shares @ losses, np.array([residuals @ scaled, residuals.sum()])
-
-    start = [1.0, np.log((n_positive + 1) / (n_negative + 1))]
-    result = minimize(
-        objective,
-        start,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(MIN_SLOPE, None), (None, None)],
-    )
-    slope, offset = result.x
+    columns = np.column_stack([decisions / spread, np.ones_like(decisions)])
+    start = np.array([1.0, np.log((n_positive + 1) / (n_negative + 1))])
+    slope, offset = _newton(columns, targets, shares, start)
+    if slope < MIN_SLOPE:
+        # The best slope allowed: the loss is convex.
+        fixed = MIN_SLOPE * columns[:, 0]
+        (offset,) = _newton(columns[:, 1:], targets, shares, start[1:], fixed)
+        slope = MIN_SLOPE
     return slope / spread, offset
+
+
+def _newton(columns, targets, shares, parameters, fixed=0.0):
+    """Minimise the mean logistic loss to the last digits, by damped Newton steps.
+
+    To the last digits, because two fits that differ in their rounding only must give
+    the same probabilities.
+    """
+
+    def evaluate(parameters):
+        logits = columns @ parameters + fixed
+        return logits, shares @ (np.logaddexp(0, logits) - targets * logits)
+
+    logits, loss = evaluate(parameters)
+    for _ in range(100):
+        positive = expit(logits)
+        gradient = columns.T @ (shares * (positive - targets))
+        curvature = columns.T * (shares * positive * (1 - positive)) @ columns
+        curvature += 1e-12 * np.eye(len(parameters))
+        step = np.linalg.solve(curvature, gradient)
+        while True:
+            logits, new_loss = evaluate(parameters - step)
+            if new_loss <= loss + 1e-15 or np.abs(step).max() < 1e-15:
+                break
+            step = step / 2
+        parameters, loss = parameters - step, new_loss
+        if np.abs(step).max() < 1e-13:
+            break
+    return parameters
 
 
 def _fit_temperature(decisions, classes, sample_weight):
@@ -79,11 +98,18 @@ def _fit_temperature(decisions, classes, sample_weight):
     targets = np.full(decisions.shape, smoothing)
     targets[np.arange(n_samples), classes] += 1 - n_classes * smoothing
     spread = decisions.std() or 1.0
+    scaled = decisions / spread
 
-    def objective(log_slope):
-        logits = np.exp(log_slope) * decisions / spread
-        losses = -(targets * log_softmax(logits, axis=1)).sum(axis=1)
-        return sample_weight @ losses / sample_weight.sum()
+    def derivative(log_slope):
+        residuals = softmax(np.exp(log_slope) * scaled, axis=1) - targets
+        return sample_weight @ (residuals * scaled).sum(axis=1)
 
-    result = minimize_scalar(objective, bounds=(-7, 7), method="bounded")
-    return np.exp(result.x) / spread
+    # The loss is convex in the slope: its derivative changes sign at most once.
+    low, high = -7.0, 7.0
+    if derivative(low) >= 0:
+        log_slope = low
+    elif derivative(high) <= 0:
+        log_slope = high
+    else:
+        log_slope = brentq(derivative, low, high, xtol=1e-14)
+    return np.exp(log_slope) / spread

@@ -240,6 +240,12 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         W = self._validate_weights(W, reset=True)
         task, classes, codes = _encode_labels(y)
         check_consistent_length(W, codes)
+        if self._continues() and (task, *classes) != (self._task, *self.classes_):
+            raise ValueError(
+                f"warm_start=True goes on with the classes {self.classes_.tolist()}, "
+                f"but y now holds {classes.tolist()}: keep the classes, or set "
+                "warm_start=False."
+            )
         sample_weight = None
         if self.class_weight is not None:
             weight_of = self.class_weight

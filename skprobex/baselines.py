@@ -1,6 +1,7 @@
 """Simpler descriptions of a layer, which a method for weights has to beat."""
 
 import numpy as np
+import torch
 from scipy.special import entr
 from sklearn.base import (
     BaseEstimator,
@@ -11,6 +12,7 @@ from sklearn.linear_model import RidgeClassifierCV, RidgeCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from .probing.deltas import as_dense
 from .weights import validate_weights
 
 __all__ = [
@@ -19,6 +21,12 @@ __all__ = [
     "WeightStatistics",
     "make_dense_expert",
 ]
+
+
+def dense_batches(weights):
+    """Yield batches ``(b, d_out, d_in)``, low-rank products multiplied out."""
+    for batch in weights.batches(torch.device("cpu")):
+        yield as_dense(batch)
 
 
 class _WeightsTransformer(
@@ -54,7 +62,7 @@ class _Statistics(_WeightsTransformer):
             The fitted transformer.
         """
         weights = validate_weights(self, X, reset=True)
-        for _ in weights.batches("cpu"):
+        for _ in dense_batches(weights):
             pass  # reading a batch is what finds NaN and infinity
         return self
 
@@ -73,7 +81,7 @@ class _Statistics(_WeightsTransformer):
         """
         check_is_fitted(self)
         weights = validate_weights(self, X, reset=False)
-        batches = weights.batches("cpu")
+        batches = dense_batches(weights)
         return np.concatenate([self._describe(batch.numpy()) for batch in batches])
 
     def get_feature_names_out(self, input_features=None):
@@ -269,10 +277,10 @@ class FlatDeltas(_WeightsTransformer):
             The fitted transformer.
         """
         weights = validate_weights(self, X, reset=True)
-        total = sum(batch.double().sum(0) for batch in weights.batches("cpu"))
+        total = sum(batch.double().sum(0) for batch in dense_batches(weights))
         center = total / len(weights)
         energy = sum(
-            (batch.double() - center).square().sum() for batch in weights.batches("cpu")
+            (batch.double() - center).square().sum() for batch in dense_batches(weights)
         )
         scale = float((energy / len(weights)) ** 0.5)
         # Equal weights differ from their mean by rounding alone.
@@ -299,7 +307,7 @@ class FlatDeltas(_WeightsTransformer):
         weights = validate_weights(self, X, reset=False)
         # The batches know the layer's dtype; the centre follows them.
         rows = []
-        for batch in weights.batches("cpu"):
+        for batch in dense_batches(weights):
             array = batch.numpy()
             deltas = (array - self.center_.astype(array.dtype)) / self.scale_
             rows.append(deltas.reshape(len(deltas), -1))

@@ -5,13 +5,14 @@ Linear ProbeX is the dense expert under a Tucker decomposition (Horwitz et al., 
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
 from .deltas import DecomposedDeltas, root_mean_square
 from .device import solver_device
-from .probes import ProbedView, collect_features, fit_probes
-from .ridge import RidgePath
+from .probes import ProbedView, fit_features
+from .ridge import RidgePath, centred_kernel
 from .tasks import score
 from .views import AUTO_VIEWS
 
@@ -91,7 +92,9 @@ class ClosedFormExpert:
 
     def features(self, weights, device):
         """Compute the centred probed features, ``(n_models, n_features)``."""
-        deltas = DecomposedDeltas(weights, self.center, self.sketch, device)
+        deltas = DecomposedDeltas(
+            weights, self.center, self.sketch, device, self.coef.dtype
+        )
         return torch.cat([self._batch_features(factors) for factors in deltas])
 
     def predict(self, weights, device):
@@ -135,6 +138,7 @@ def fit_closed_form(
     n_probes,
     alphas,
     n_components,
+    generator,
     sample_weight=None,
 ):
     """Fit probes, features and ridge; choose by exact leave-one-out.
@@ -150,6 +154,7 @@ def fit_closed_form(
     alphas : sequence of float
         In units of the features' mean squared norm.
     n_components : int or None
+    generator : torch.Generator
     sample_weight : Tensor of shape (n_models,), optional
 
     Returns
@@ -159,8 +164,9 @@ def fit_closed_form(
     candidates = candidate_views(views, normalize)
     norms = torch.cat([factors.norms for factors in deltas])
     typical_norm = root_mean_square(norms)
-    probed = fit_probes(deltas, candidates, typical_norm, n_probes)
-    features = collect_features(deltas, probed)
+    probed, features = fit_features(
+        deltas, candidates, typical_norm, n_probes, generator
+    )
 
     device = solver_device(deltas.device)
     features = [part.to(device, torch.float64) for part in features]
@@ -168,9 +174,16 @@ def fit_closed_form(
     if sample_weight is not None:
         sample_weight = sample_weight.to(device, torch.float64)
 
+    @cache
+    def kernel(i):
+        return centred_kernel(features[i], sample_weight)
+
     def fit_path(members):
         joined = join([features[i] for i in members])
-        path = RidgePath(joined, targets, sample_weight)
+        in_dual = len(joined) <= joined.shape[1]
+        # The kernel of joined features is the mean of theirs: no view's is made twice.
+        shared = sum(kernel(i) for i in members) / len(members) if in_dual else None
+        path = RidgePath(joined, targets, sample_weight, shared)
         return choose_penalty(path, task, alphas, members)
 
     if views == "auto":
@@ -185,10 +198,9 @@ def fit_closed_form(
     # Predictions add the intercept to centred features.
     feature_mean = choice.path.feature_mean
     intercept = intercept + coef @ feature_mean
-    dtype = deltas.weights.dtype
 
     def settle(tensor):
-        return None if tensor is None else tensor.to(deltas.device, dtype)
+        return None if tensor is None else tensor.to(deltas.device, deltas.dtype)
 
     return ClosedFormExpert(
         center=deltas.center,

@@ -1,26 +1,71 @@
 """From weights to the decomposed deltas of one Model Tree, batch by batch."""
 
+from typing import NamedTuple
+
 import torch
 
-from .spectral import thin_svd
+from .spectral import frobenius_norms, thin_svd, thin_svd_of_product
 
 # Decomposed deltas are kept between passes up to this size, else computed again.
 CACHE_BYTES = 2**29
 
 
-def mean_weights(weights, device):
+class LowRankBatch(NamedTuple):
+    """Models whose weights are the products ``B @ A``, scale included.
+
+    Smaller ranks are padded with zeros.
+    """
+
+    B: torch.Tensor  # (b, d_out, r)
+    A: torch.Tensor  # (b, r, d_in)
+
+    def dense(self):
+        """Form the products, ``(b, d_out, d_in)``."""
+        return self.B @ self.A
+
+
+def as_dense(batch):
+    """Turn a batch of either kind into a tensor ``(b, d_out, d_in)``."""
+    return batch.dense() if isinstance(batch, LowRankBatch) else batch
+
+
+def subtract(batch, center):
+    """Centre a batch; a product less a dense centre is low-rank no more."""
+    return batch if center is None else as_dense(batch) - center
+
+
+def delta_norms(deltas):
+    """Frobenius norms of a batch of either kind, ``(b,)``."""
+    if isinstance(deltas, LowRankBatch):
+        return thin_svd_of_product(*deltas).norms
+    return frobenius_norms(deltas)
+
+
+def decompose(deltas, sketch):
+    """Decompose a batch of either kind; see `thin_svd`."""
+    if isinstance(deltas, LowRankBatch):
+        return thin_svd_of_product(*deltas)
+    return thin_svd(deltas, sketch)
+
+
+def mean_weights(weights, device, dtype):
     """Mean over models, summed in float64.
 
     Returns
     -------
-    Tensor of shape (d_out, d_in), in the dtype of the weights
+    Tensor of shape (d_out, d_in)
     """
+    # MPS has no float64.
+    wide = dtype if device.type == "mps" else torch.float64
     total = 0
-    for batch in weights.batches(device):
-        # MPS has no float64.
-        wide = batch.dtype if device.type == "mps" else torch.float64
-        total = total + batch.sum(dim=0, dtype=wide)
-    return (total / len(weights)).to(weights.dtype)
+    for batch in weights.batches(device, dtype):
+        if isinstance(batch, LowRankBatch):
+            # One product sums all models: their ranks, side by side.
+            B = batch.B.to(wide).permute(1, 0, 2).flatten(1)  # (d_out, b * r)
+            total = total + B @ batch.A.to(wide).flatten(0, 1)
+        else:
+            total = total + batch.sum(dim=0, dtype=wide)
+    return (total / len(weights)).to(dtype)
 
 
 def root_mean_square(norms):
@@ -37,18 +82,19 @@ class DecomposedDeltas:
     Parameters
     ----------
     weights : weights
-        Yields batches ``(b, d_out, d_in)``.
+        Yields batches ``(b, d_out, d_in)``, or `LowRankBatch`.
     center : Tensor of shape (d_out, d_in) or None
     sketch : Tensor or None
         See `thin_svd`.
     device : torch.device
+    dtype : torch.dtype
     progress : callable, optional
         Called with the number of models decomposed, in the first pass only.
     """
 
-    def __init__(self, weights, center, sketch, device, progress=None):
+    def __init__(self, weights, center, sketch, device, dtype, progress=None):
         self.weights, self.center, self.sketch = weights, center, sketch
-        self.device, self.progress = device, progress
+        self.device, self.dtype, self.progress = device, dtype, progress
         self._cache = None
 
     def __iter__(self):
@@ -56,9 +102,8 @@ class DecomposedDeltas:
             yield from self._cache
             return
         cache, size = [], 0
-        for batch in self.weights.batches(self.device):
-            deltas = batch if self.center is None else batch - self.center
-            factors = thin_svd(deltas, self.sketch)
+        for batch in self.weights.batches(self.device, self.dtype):
+            factors = decompose(subtract(batch, self.center), self.sketch)
             size += sum(part.numel() * part.itemsize for part in factors)
             if size <= CACHE_BYTES:
                 cache.append(factors)

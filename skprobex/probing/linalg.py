@@ -30,11 +30,17 @@ def eigh_descending(matrices):
     return eigenvalues.flip(-1), vectors.flip(-1)
 
 
-def orthonormal_basis(matrices):
-    """Orthonormal columns that span those of `matrices`, ``(..., d, k)``."""
+def qr(matrices):
+    """Thin QR decomposition of matrices ``(..., d, k)``."""
     with _one_thread(matrices):
-        basis, _ = torch.linalg.qr(matrices)
-    return basis
+        return torch.linalg.qr(matrices)
+
+
+def svd(matrices):
+    """Thin singular value decomposition, the right vectors as columns."""
+    with _one_thread(matrices):
+        left, singular, right = torch.linalg.svd(matrices, full_matrices=False)
+    return left, singular, right.mT
 
 
 def fix_signs(vectors):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .spectral import frobenius_norms, thin_svd
+from .deltas import LowRankBatch, decompose, delta_norms, subtract
 from .views import MATRIX_VIEWS, spectrum
 
 
@@ -36,7 +36,10 @@ class ViewInputs:
     normalize : bool
     typical_norm : float
     view_scales : dict of str to float
-    spectrum_mean, spectrum_std : Tensor or None
+    n_singular : int or None
+        Singular values in ``spectrum`` where ranks differ between models.
+    spectrum_mean : Tensor or None
+    spectrum_std : float
     """
 
     center: torch.Tensor | None
@@ -45,27 +48,33 @@ class ViewInputs:
     normalize: bool
     typical_norm: float
     view_scales: dict
+    n_singular: int | None = None
     spectrum_mean: torch.Tensor | None = None
-    spectrum_std: torch.Tensor | None = None
+    spectrum_std: float = 1.0
 
     def __call__(self, batch):
-        """Compute the inputs of a batch of weights ``(b, d_out, d_in)``.
+        """Compute the inputs of a batch of weights.
 
         Returns
         -------
         dict of str to Tensor
-            ``delta`` (b, d_out, d_in); for a logarithmic view its square root
+            ``delta`` (b, d_out, d_in), or ``up`` (b, d_out, r) and ``down``
+            (b, r, d_in) whose product it is; for a logarithmic view its square root
             (b, d, k); ``spectrum`` (b, k + 1).
         """
-        deltas = batch if self.center is None else batch - self.center
-        norms = frobenius_norms(deltas)
+        deltas = subtract(batch, self.center)
+        norms = delta_norms(deltas)
         tiny = torch.finfo(norms.dtype).tiny
         divisors = norms.clamp_min(tiny) if self.normalize else self.typical_norm
         shares = norms / divisors  # (b,)
-        inputs = {"delta": deltas / norms.clamp_min(tiny)[:, None, None]}
-        inputs["delta"] *= shares[:, None, None]
+        unit = shares / norms.clamp_min(tiny)
+        if isinstance(deltas, LowRankBatch):
+            up, down = deltas
+            inputs = {"up": up * unit[:, None, None], "down": down}
+        else:
+            inputs = {"delta": deltas * unit[:, None, None]}
         if any(name.startswith("log_") or name == "spectrum" for name in self.views):
-            factors = thin_svd(deltas, self.sketch)
+            factors = decompose(deltas, self.sketch)
             for name in self.views:
                 if name.startswith("log_"):
                     view = MATRIX_VIEWS[name]
@@ -73,7 +82,7 @@ class ViewInputs:
                     basis = getattr(factors, view.left)
                     inputs[name] = basis * gain.sqrt()[:, None, :]  # (b, d, k)
                 elif name == "spectrum":
-                    length = factors.singular.shape[1]
+                    length = self.n_singular or factors.singular.shape[1]
                     inputs[name] = spectrum(factors, length, self.typical_norm)
         return self._scale(inputs)
 
@@ -85,8 +94,8 @@ class ViewInputs:
 
     def fit_scales(self, inputs):
         """Set the scales from the inputs of all training models, and apply them."""
-        _, d_out, d_in = inputs["delta"].shape
-        sides = {"left": d_out, "right": d_in}
+        left, right = (inputs[k] for k in _factor_names(inputs))
+        sides = {"left": left.shape[1], "right": right.shape[2]}
         for name in self.views:
             if name == "spectrum":
                 continue
@@ -99,8 +108,9 @@ class ViewInputs:
         if "spectrum" in self.views:
             values = inputs["spectrum"]
             self.spectrum_mean = values.mean(dim=0)
-            std = values.std(dim=0, correction=0)
-            self.spectrum_std = torch.where(std > 0, std, torch.ones_like(std))
+            # One unit for all: a column of its own would be blown up where it is noise.
+            deviation = (values - self.spectrum_mean).square().mean().sqrt().item()
+            self.spectrum_std = deviation if deviation > 0 else 1.0
         return self._scale(inputs)
 
 
@@ -111,29 +121,69 @@ def multiply(name, inputs, vectors):
     -------
     Tensor of shape (b, d, n_vectors)
     """
-    delta = inputs["delta"]
-    if name == "xu":
-        return delta @ vectors
-    if name == "xtu":
-        return delta.mT @ vectors
-    if name == "xtxu":
-        return delta.mT @ (delta @ vectors)
-    if name == "xxtu":
-        return delta @ (delta.mT @ vectors)
-    root = inputs[name]
-    return root @ (root.mT @ vectors)
+    if name.startswith("log_"):
+        root = inputs[name]
+        return root @ (root.mT @ vectors)
+    factors = [inputs[key] for key in dict.fromkeys(_factor_names(inputs))]
+    transposed = [factor.mT for factor in reversed(factors)]
+    chain = {
+        "xu": factors,
+        "xtu": transposed,
+        "xtxu": transposed + factors,
+        "xxtu": factors + transposed,
+    }
+    for factor in reversed(chain[name]):
+        vectors = factor @ vectors
+    return vectors
+
+
+def concatenate(batches):
+    """Join the inputs of several batches; smaller ranks are padded with zeros."""
+    joined = {}
+    for key in batches[0]:
+        parts = [batch[key] for batch in batches]
+        # The axis of the rank, where there is one that may differ.
+        axis = {"up": 2, "down": 1}.get(key, parts[0].ndim - 1)
+        if key != "delta":
+            size = max(part.shape[axis] for part in parts)
+            parts = [_pad(part, axis, size) for part in parts]
+        joined[key] = torch.cat(parts)
+    return joined
+
+
+def _pad(tensor, axis, size):
+    missing = list(tensor.shape)
+    missing[axis] = size - missing[axis]
+    return torch.cat([tensor, tensor.new_zeros(missing)], dim=axis)
+
+
+def _factor_names(inputs):
+    """Names of the first and the last factor of the deltas."""
+    return ("delta", "delta") if "delta" in inputs else ("up", "down")
 
 
 def _mean_squared_norm(view, inputs):
-    """Mean over models of the view's squared Frobenius norm."""
-    roots = inputs[view.name] if view.logarithmic else inputs["delta"]
-    if not view.symmetric:
-        return roots.square().sum(dim=(1, 2)).mean().item()
-    # Both Gram matrices of a root have the same norm: take the smaller, in batches.
-    if roots.shape[1] > roots.shape[2]:
-        roots = roots.mT
-    squares = [(part @ part.mT).square().sum() for part in roots.split(64)]
-    return (sum(squares) / len(roots)).item()
+    """Mean over models of the view's squared Frobenius norm, in batches."""
+    total, n_models = 0.0, 0
+    names = (view.name,) if view.logarithmic else dict.fromkeys(_factor_names(inputs))
+    for factors in zip(*(inputs[name].split(64) for name in names), strict=True):
+        gram = _gram(factors)  # (b, k, k), the eigenvalues of the view's own
+        if view.symmetric:
+            total += (gram * gram.mT).sum().item()
+        else:
+            total += gram.diagonal(dim1=1, dim2=2).sum().item()
+        n_models += len(gram)
+    return total / n_models
+
+
+def _gram(factors):
+    """A small matrix with the non-zero eigenvalues of ``D^T D``, D the product."""
+    first, last = factors[0], factors[-1]
+    if len(factors) == 2:
+        return (first.mT @ first) @ (last @ last.mT)
+    if first.shape[1] > first.shape[2]:
+        return first.mT @ first
+    return first @ first.mT
 
 
 class ProbingNetwork(nn.Module):
@@ -148,7 +198,8 @@ class ProbingNetwork(nn.Module):
     standardize : bool
         Standardise S over its entries, for each model and view.
     generator : torch.Generator, optional
-        Draws the initial weights.
+        Draws the initial weights; without it they are whatever lies in memory, to be
+        loaded over.
     """
 
     def __init__(
@@ -199,15 +250,18 @@ class ProbingNetwork(nn.Module):
 
 
 def _normal(rows, columns, fan_in, generator):
-    values = torch.randn(rows, columns, generator=generator)
-    return nn.Parameter(values / fan_in**0.5)
+    values = torch.empty(rows, columns)
+    if generator is not None:
+        values.normal_(std=fan_in**-0.5, generator=generator)
+    return nn.Parameter(values)
 
 
 def _linear(n_inputs, n_outputs, generator):
     """Linear layer drawn from `generator`; torch's own would use the global one."""
     layer = nn.utils.skip_init(nn.Linear, n_inputs, n_outputs)
-    bound = n_inputs**-0.5
-    with torch.no_grad():
-        layer.weight.uniform_(-bound, bound, generator=generator)
-        layer.bias.uniform_(-bound, bound, generator=generator)
+    if generator is not None:
+        bound = n_inputs**-0.5
+        with torch.no_grad():
+            layer.weight.uniform_(-bound, bound, generator=generator)
+            layer.bias.uniform_(-bound, bound, generator=generator)
     return layer

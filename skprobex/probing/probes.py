@@ -4,8 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .linalg import eigh_descending, fix_signs
-from .views import MATRIX_VIEWS, scaled_singular, spectrum, symmetric_features
+from .linalg import eigh_descending, fix_signs, qr
+from .views import MATRIX_VIEWS, View, scaled_singular, spectrum, symmetric_features
+
+SIDES = ("left", "right")
+# Sides wider than this are first projected to a subspace of as many dimensions.
+MIN_SUBSPACE = 256
 
 
 @dataclass
@@ -52,12 +56,60 @@ class ProbedView:
         return ((left * gain[:, None, :]) @ right.mT).flatten(1) / self.spread
 
 
-def fit_probes(deltas, candidates, typical_norm, n_probes):
-    """Higher-order singular value decomposition of each candidate view.
+class SubspaceDeltas:
+    """Deltas of wide layers, in coordinates of a subspace on each side.
+
+    The subspace is the range of ``sum L log(1 + s^2 / e) L^T`` over all models, found
+    from one random test matrix. Probes are looked for within it: no matrix as large as
+    the side squared is formed.
+
+    Parameters
+    ----------
+    deltas : iterable of SpectralFactors
+    n_probes : int
+    generator : torch.Generator
+    """
+
+    def __init__(self, deltas, n_probes, generator):
+        width = max(MIN_SUBSPACE, 3 * n_probes)
+        loudness = View("log", "", "", logarithmic=True).gain
+        tests, sums = {}, {}
+        for factors in deltas:
+            gain = loudness(factors.singular)[:, None, :]
+            for side in SIDES:
+                basis = getattr(factors, side)  # (b, d, k)
+                d = basis.shape[1]
+                if d <= width:
+                    continue
+                if side not in tests:
+                    test = torch.randn(d, width, generator=generator)
+                    tests[side] = test.to(basis.device, basis.dtype)
+                flat = (basis * gain).permute(1, 0, 2).flatten(1)  # (d, b * k)
+                seen = basis.permute(1, 0, 2).flatten(1).T @ tests[side]
+                sums[side] = sums.get(side, 0) + flat @ seen
+        self.bases = {side: qr(total)[0] for side, total in sums.items()}
+        self._factors = [self._project(factors) for factors in deltas]
+
+    def __iter__(self):
+        return iter(self._factors)
+
+    def _project(self, factors):
+        projected = {
+            side: basis.T @ getattr(factors, side) for side, basis in self.bases.items()
+        }
+        return factors._replace(**projected)
+
+    def lift(self, probes, side):
+        """Take probes back from the subspace to the weights, ``(d, n_probes)``."""
+        return self.bases[side] @ probes if side in self.bases else probes
+
+
+def fit_features(deltas, candidates, typical_norm, n_probes, generator):
+    """Find the probes of each candidate view, and probe the training models.
 
     The probes of a view are the leading eigenvectors of ``sum M_i M_i^T`` and
     ``sum M_i^T M_i`` over the training models: the Tucker factors that keep most of
-    the views' squared norm (De Lathauwer et al., 2000).
+    the views' squared norm (HOSVD; De Lathauwer et al., 2000).
 
     Parameters
     ----------
@@ -66,6 +118,26 @@ def fit_probes(deltas, candidates, typical_norm, n_probes):
         Views and whether their deltas are normalised.
     typical_norm : float
     n_probes : int
+    generator : torch.Generator
+
+    Returns
+    -------
+    probed : list of ProbedView
+    features : list of Tensor of shape (n_models, n_features)
+    """
+    deltas = SubspaceDeltas(deltas, n_probes, generator)
+    probed = fit_probes(deltas, candidates, typical_norm, n_probes)
+    features = collect_features(deltas, probed)
+    for view in probed:
+        if view.left is not None:
+            sides = MATRIX_VIEWS[view.name]
+            view.left = deltas.lift(view.left, sides.left)
+            view.right = deltas.lift(view.right, sides.right)
+    return probed, features
+
+
+def fit_probes(deltas, candidates, typical_norm, n_probes):
+    """Compute the leading eigenvectors of each candidate's second moments.
 
     Returns
     -------
@@ -75,7 +147,7 @@ def fit_probes(deltas, candidates, typical_norm, n_probes):
     sums = {}
     length = 0
     for factors in deltas:
-        length = factors.singular.shape[1]
+        length = max(length, factors.singular.shape[1])
         for name, normalize in candidates:
             if name == "spectrum":
                 continue

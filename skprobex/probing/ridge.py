@@ -16,34 +16,38 @@ class RidgePath:
     features : Tensor of shape (n_models, p)
     targets : Tensor of shape (n_models, n_targets)
     sample_weight : Tensor of shape (n_models,), optional
+    kernel : Tensor of shape (n_models, n_models), optional
+        Of these features, from `centred_kernel`, where it is at hand.
     """
 
-    def __init__(self, features, targets, sample_weight=None):
+    def __init__(self, features, targets, sample_weight=None, kernel=None):
         n_models, n_features = features.shape
-        if sample_weight is None:
-            sample_weight = torch.ones_like(features[:, 0])
+        self.features, self.targets = features, targets
         # The leverage of the intercept. Without it the left-out target leaks through
         # the mean of the targets, and small penalties look perfect.
-        self.shares = shares = sample_weight / sample_weight.sum()
-        self.features, self.targets = features, targets
-        self.feature_mean = shares @ features
-        self.target_mean = shares @ targets
-        self._roots = sample_weight.sqrt()[:, None]
-        self._centred = (features - self.feature_mean) * self._roots
+        self.shares, self._roots = _shares_and_roots(features, sample_weight)
+        self.target_mean = self.shares @ targets
         centred_targets = (targets - self.target_mean) * self._roots
         if n_models <= n_features:
-            eigenvalues, vectors = eigh_descending(self._centred @ self._centred.T)
-            self.eigenvalues = eigenvalues.clamp_min(0)
-            self.vectors = vectors  # (n_models, r)
+            if kernel is None:
+                kernel = centred_kernel(features, sample_weight)
+            eigenvalues, vectors = eigh_descending(kernel)
         else:
-            eigenvalues, vectors = eigh_descending(self._centred.T @ self._centred)
-            # Directions without variance carry nothing, and would be divided by zero.
-            keep = eigenvalues > eigenvalues.amax() * n_models * _eps(features)
-            self.eigenvalues = eigenvalues[keep]
-            self.vectors = (
-                self._centred @ vectors[:, keep] / self.eigenvalues.sqrt()
-            )  # (n_models, r)
+            centred = self._centred_features()
+            eigenvalues, vectors = eigh_descending(centred.T @ centred)
+            vectors = centred @ vectors / eigenvalues.clamp_min(_eps(features)).sqrt()
+        # Directions without variance, such as the mean's own, are rounding errors.
+        keep = eigenvalues > eigenvalues[0] * n_models * _eps(features)
+        self.eigenvalues = eigenvalues[keep]  # (r,)
+        self.vectors = vectors[:, keep]  # (n_models, r)
         self._projected = self.vectors.T @ centred_targets  # (r, n_targets)
+
+    @property
+    def feature_mean(self):
+        return self.shares @ self.features
+
+    def _centred_features(self):
+        return (self.features - self.feature_mean) * self._roots
 
     def leave_one_out(self, alphas):
         """Predict each model by the ridge fitted on all the others, exactly.
@@ -80,7 +84,7 @@ class RidgePath:
         alpha = torch.as_tensor(alpha, dtype=self.eigenvalues.dtype)
         penalised = self.eigenvalues[:, None] + alpha.to(self.eigenvalues.device)
         dual = self.vectors @ (self._projected / penalised)
-        coef = dual.T @ self._centred
+        coef = dual.T @ self._centred_features()
         return coef, self.target_mean - coef @ self.feature_mean
 
     def principal_directions(self, n_components):
@@ -91,11 +95,31 @@ class RidgePath:
         Tensor of shape (at most n_components, p)
         """
         leading = self.eigenvalues[:n_components]
-        floor = leading.amax() * len(self.vectors) * _eps(self.features)
-        n_components = max(1, int((leading > floor).sum()))
-        lengths = leading[:n_components].sqrt().clamp_min(_eps(self.features))
-        products = self.vectors[:, :n_components].T @ self._centred
-        return fix_signs(products / lengths[:, None])
+        if not len(leading):
+            # Models without variance: one direction, so that there is one to return.
+            return torch.zeros_like(self.features[:1])
+        products = self.vectors[:, : len(leading)].T @ self._centred_features()
+        return fix_signs(products / leading.sqrt()[:, None])
+
+
+def centred_kernel(features, sample_weight=None):
+    """Inner products of centred features, times the roots of the weights.
+
+    Returns
+    -------
+    Tensor of shape (n_models, n_models)
+    """
+    shares, roots = _shares_and_roots(features, sample_weight)
+    centred = (features - shares @ features) * roots
+    return centred @ centred.T
+
+
+def _shares_and_roots(features, sample_weight):
+    if sample_weight is None:
+        sample_weight = torch.ones_like(features[:, 0])
+    # A weight of zero would be divided by; one this small changes no digit.
+    sample_weight = sample_weight.clamp_min(sample_weight.amax() * 1e-12)
+    return sample_weight / sample_weight.sum(), sample_weight.sqrt()[:, None]
 
 
 def _eps(tensor):

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .deltas import root_mean_square
-from .networks import ProbingNetwork, ViewInputs
-from .spectral import frobenius_norms
+from .deltas import LowRankBatch, delta_norms, root_mean_square, subtract
+from .networks import ProbingNetwork, ViewInputs, concatenate
 from .tasks import loss, score
 from .views import MATRIX_VIEWS
 
@@ -84,14 +83,15 @@ class NeuralExpert:
     def predict(self, weights, device):
         """Compute the network's outputs, ``(n_models, n_targets)``."""
         network = self.network()
-        return torch.cat([network(self.inputs(b)) for b in weights.batches(device)])
+        batches = weights.batches(device, self.coef.dtype)
+        return torch.cat([network(self.inputs(batch)) for batch in batches])
 
     @torch.no_grad()
     def transform(self, weights, device):
         """Compute the encoder's representation, ``(n_models, n_components)``."""
         network = self.network()
-        batches = weights.batches(device)
-        return torch.cat([network.encode(self.inputs(b)) for b in batches])
+        batches = weights.batches(device, self.coef.dtype)
+        return torch.cat([network.encode(self.inputs(batch)) for batch in batches])
 
 
 def fit_neural(
@@ -109,7 +109,7 @@ def fit_neural(
     n_components,
     standardize,
     generator,
-    warm_state=None,
+    warm_start=None,
     **schedule,
 ):
     """Build the inputs, then train; see `train` for the schedule.
@@ -117,20 +117,26 @@ def fit_neural(
     Returns
     -------
     NeuralExpert
+
+    Raises
+    ------
+    ValueError
+        If `warm_start`, the expert to go on from, is a network of other sizes.
     """
-    norms = [
-        frobenius_norms(batch if center is None else batch - center)
-        for batch in weights.batches(device)
-    ]
+    dtype = weights.compute_dtype
+    norms, n_singular = [], None
+    for batch in weights.batches(device, dtype):
+        deltas = subtract(batch, center)
+        norms.append(delta_norms(deltas))
+        if isinstance(deltas, LowRankBatch):
+            n_singular = max(n_singular or 0, deltas.A.shape[1])
     typical_norm = root_mean_square(torch.cat(norms))
-    inputs = ViewInputs(center, sketch, views, normalize, typical_norm, {})
-    batches = [inputs(batch) for batch in weights.batches(device)]
-    data = {key: torch.cat([b[key] for b in batches]) for key in batches[0]}
+    inputs = ViewInputs(center, sketch, views, normalize, typical_norm, {}, n_singular)
+    data = concatenate([inputs(batch) for batch in weights.batches(device, dtype)])
     data = inputs.fit_scales(data)
-    del batches
 
     sizes = {
-        "view_shapes": _view_shapes(views, data),
+        "view_shapes": _view_shapes(views, data, weights.shape[1:]),
         "n_probes": n_probes,
         "projection_dim": projection_dim,
         "n_components": n_components,
@@ -139,10 +145,11 @@ def fit_neural(
     }
     network = ProbingNetwork(
         view_scales=inputs.view_scales, generator=generator, **sizes
-    ).to(device, weights.dtype)
-    if warm_state is not None:
-        network.load_state_dict(warm_state)
-    targets = targets.to(device, weights.dtype)
+    ).to(device, dtype)
+    if warm_start is not None:
+        _check_same_sizes(sizes, warm_start.sizes)
+        network.load_state_dict(warm_start.state)
+    targets = targets.to(device, dtype)
     history = train(network, data, targets, task, generator=generator, **schedule)
     return NeuralExpert(inputs, sizes, _copy_state(network), history)
 
@@ -233,9 +240,9 @@ def train(
     return history
 
 
-def _view_shapes(views, data):
+def _view_shapes(views, data, weight_shape):
     """Rows and columns of each view's matrix."""
-    _, d_out, d_in = data["delta"].shape
+    d_out, d_in = weight_shape
     sides = {"left": d_out, "right": d_in}
     shapes = {}
     for name in views:
@@ -245,6 +252,16 @@ def _view_shapes(views, data):
             view = MATRIX_VIEWS[name]
             shapes[name] = (sides[view.left], sides[view.right])
     return shapes
+
+
+def _check_same_sizes(sizes, before):
+    changed = [name for name in sizes if sizes[name] != before[name]]
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"warm_start=True goes on from a network with {name}={before[name]}, but "
+            f"now {name}={sizes[name]} is asked for: keep it, or set warm_start=False."
+        )
 
 
 def _copy_state(network):

@@ -26,8 +26,9 @@ import torch
 # log(1 + s^2 / EPSILON): the square of the singular value, as a share of the delta's
 # squared norm, at which a direction begins to be heard.
 EPSILON = 1e-3
-# Singular values below this share of the norm are rounding errors in float32.
-SPECTRUM_FLOOR = 1e-3
+# Squared singular values below this share of the squared norm are, in float32, rounding
+# errors: the spectrum does not look below.
+ENERGY_FLOOR = 1e-5
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ def scaled_singular(factors, scale):
 
 
 def spectrum(factors, length, scale):
-    """Log singular values and log norm, both of the delta before normalising.
+    """Log singular values of the normalised delta, and its log norm before.
+
+    Singular values that are missing or zero have one constant value, so that the rank a
+    delta is stored with does not matter.
 
     Parameters
     ----------
@@ -91,9 +95,9 @@ def spectrum(factors, length, scale):
     singular = factors.singular[:, :length]
     missing = length - singular.shape[1]
     singular = torch.nn.functional.pad(singular, (0, missing))
-    log_norms = torch.log(factors.norms / scale + SPECTRUM_FLOOR)[:, None]
-    log_singular = torch.log(singular + SPECTRUM_FLOOR) + log_norms
-    return torch.cat([log_singular, log_norms], dim=1)
+    log_norms = torch.log((factors.norms / scale).square() + ENERGY_FLOOR)[:, None]
+    log_singular = torch.log(singular.square() + ENERGY_FLOOR)
+    return torch.cat([log_singular, log_norms], dim=1) / 2
 
 
 def symmetric_features(matrices):

@@ -25,29 +25,45 @@ class DenseWeights:
         self.array = array
         d_in = int(np.prod(array.shape[2:], dtype=np.int64))
         self.shape = (len(array), array.shape[1], d_in)
-        is_double = str(array.dtype) in ("float64", "torch.float64")
-        self.dtype = torch.float64 if is_double else torch.float32
+        self.compute_dtype = compute_dtype(array.dtype)
 
     def __len__(self):
         return self.shape[0]
 
-    def batches(self, device):
+    def batches(self, device, dtype=None):
         """Yield the models in order as finite tensors ``(b, d_out, d_in)``.
+
+        Parameters
+        ----------
+        device : torch.device
+        dtype : torch.dtype, optional
+            Float64 where the array is, else float32.
 
         Raises
         ------
         ValueError
             If a model holds NaN or infinity; the message names the first one.
         """
+        dtype = dtype or self.compute_dtype
         n_models, d_out, d_in = self.shape
-        size = max(1, BATCH_BYTES // (d_out * d_in * self.dtype.itemsize))
+        size = max(1, BATCH_BYTES // (d_out * d_in * dtype.itemsize))
         for start in range(0, n_models, size):
-            batch = as_tensor(self.array[start : start + size], self.dtype, device)
-            _check_finite(batch, start)
+            batch = as_tensor(self.array[start : start + size], dtype, device)
+            check_finite(batch, start)
             yield batch.reshape(-1, d_out, d_in)
 
 
-def _check_finite(batch, start):
+def compute_dtype(dtype):
+    """Float64 is computed in float64, everything else in float32."""
+    if isinstance(dtype, torch.dtype):
+        is_double = dtype == torch.float64
+    else:
+        is_double = dtype.kind == "f" and dtype.itemsize >= 8
+    return torch.float64 if is_double else torch.float32
+
+
+def check_finite(batch, start, name="Input W"):
+    """Refuse NaN and infinity in a batch that begins with model `start`."""
     # A sum is finite unless an entry is not, or it overflows: then look closer.
     if torch.isfinite(batch.sum()):
         return
@@ -59,6 +75,6 @@ def _check_finite(batch, start):
     more = int(bad.sum()) - 1
     others = f" and at least {more} more" if more else ""
     raise ValueError(
-        f"Input W contains {kind}: model {start + first}{others}. Drop these models, "
+        f"{name} contains {kind}: model {start + first}{others}. Drop these models, "
         "or reload their weights (float16 overflows above 65504)."
     )

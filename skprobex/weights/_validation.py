@@ -7,6 +7,7 @@ import torch
 from sklearn.utils.validation import validate_data
 
 from ._dense import DenseWeights
+from ._low_rank import LowRankWeights
 
 
 def validate_weights(estimator, W, *, reset):
@@ -16,7 +17,7 @@ def validate_weights(estimator, W, *, reset):
     ----------
     estimator : estimator
         Gets ``n_features_in_`` (and ``weight_shape_``) if `reset`, else is compared.
-    W : array-like or Tensor of shape (n_models, d_out, d_in)
+    W : array-like, Tensor or LowRankWeights of shape (n_models, d_out, d_in)
         Also ``(n_models, d)``, one 1-D weight per row, and convolution kernels
         ``(n_models, out, in, kh, kw)``, one filter per row.
     reset : bool
@@ -24,7 +25,7 @@ def validate_weights(estimator, W, *, reset):
 
     Returns
     -------
-    DenseWeights
+    DenseWeights or LowRankWeights
 
     Raises
     ------
@@ -34,8 +35,9 @@ def validate_weights(estimator, W, *, reset):
     TypeError
         Sparse input, or data that are no numbers.
     """
-    if isinstance(W, torch.Tensor):
-        W = _check_tensor(W)
+    if isinstance(W, (torch.Tensor, LowRankWeights)):
+        if isinstance(W, torch.Tensor):
+            W = _check_tensor(W)
         validate_data(estimator, W, skip_check_array=True, reset=reset)
     else:
         _check_same_shapes(W)
@@ -60,7 +62,7 @@ def validate_weights(estimator, W, *, reset):
             "Found W with 1 sample: a minimum of 2 models is required to learn "
             "what differs between them."
         )
-    weights = DenseWeights(W)
+    weights = W if isinstance(W, LowRankWeights) else DenseWeights(W)
     if reset:
         estimator.weight_shape_ = weights.shape[1:]
     elif weights.shape[1:] != estimator.weight_shape_:

@@ -1,0 +1,222 @@
+"""LowRankWeights: LoRA layers as the factors they are stored as."""
+
+import numpy as np
+import torch
+
+from ..probing.deltas import LowRankBatch
+from ..probing.device import as_tensor
+from ._dense import BATCH_BYTES, check_finite, compute_dtype
+
+
+class LowRankWeights:
+    """The products ``scale * B @ A`` of many models, never multiplied out.
+
+    Every estimator takes them in the place of an array ``(n_models, d_out, d_in)``,
+    and works on the factors. They index like an array and slice to their own kind, so
+    that they pass through cross-validation; one model by itself is a plain matrix.
+
+    Parameters
+    ----------
+    B : array-like or Tensor of shape (n_models, d_out, r), or list of (d_out, r_i)
+        Up-projections. Ranks may differ in a list; they are padded with zeros.
+    A : array-like or Tensor of shape (n_models, r, d_in), or list of (r_i, d_in)
+        Down-projections.
+    scale : float or array-like of shape (n_models,), default=1.0
+        What the products are multiplied by (``lora_alpha / r``).
+
+    Attributes
+    ----------
+    B : ndarray or Tensor of shape (n_models, d_out, r)
+    A : ndarray or Tensor of shape (n_models, r, d_in)
+    scale : ndarray of shape (n_models,)
+    shape : tuple of (int, int, int)
+        ``(n_models, d_out, d_in)``.
+    rank : int
+        The largest rank.
+
+    Raises
+    ------
+    ValueError
+        Factors that do not multiply; the message names the first model.
+
+    Notes
+    -----
+    (A, B) is not unique, ``B @ A`` is: nothing that an estimator computes depends on
+    how the product is split.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skprobex import LowRankWeights
+    >>> rng = np.random.default_rng(0)
+    >>> B, A = rng.normal(size=(5, 32, 4)), rng.normal(size=(5, 4, 24))
+    >>> W = LowRankWeights(B, A, scale=0.5)
+    >>> W.shape, W[1:3]
+    ((5, 32, 24), LowRankWeights(2 models, 32 x 24, rank 4, float64))
+    >>> bool(np.allclose(W[0], 0.5 * B[0] @ A[0]))
+    True
+    """
+
+    ndim = 3
+
+    def __init__(self, B, A, scale=1.0):
+        B, A = _stack(B, A)
+        if B.ndim != 3 or A.ndim != 3 or len(B) != len(A) or B.shape[2] != A.shape[1]:
+            raise ValueError(
+                f"B of shape {tuple(B.shape)} and A of shape {tuple(A.shape)} do not "
+                "multiply: expected (n_models, d_out, r) and (n_models, r, d_in)."
+            )
+        try:
+            scale = np.broadcast_to(np.asarray(scale, dtype=float), (len(B),))
+        except ValueError as error:
+            raise ValueError(
+                f"scale must be a number or one for each of {len(B)} models, got shape "
+                f"{np.shape(scale)}."
+            ) from error
+        self.B, self.A, self.scale = B, A, scale
+
+    @property
+    def shape(self):
+        return (len(self.B), self.B.shape[1], self.A.shape[2])
+
+    @property
+    def rank(self):
+        return self.B.shape[2]
+
+    @property
+    def dtype(self):
+        """dtype of the products: float64 where the factors are, else float32."""
+        is_double = self.compute_dtype == torch.float64
+        return np.dtype(np.float64 if is_double else np.float32)
+
+    @property
+    def compute_dtype(self):
+        return compute_dtype(self.B.dtype)
+
+    def __len__(self):
+        return len(self.B)
+
+    def __getitem__(self, key):
+        if isinstance(key, tuple):
+            if any(part is not Ellipsis and part != slice(None) for part in key[1:]):
+                raise IndexError("LowRankWeights are indexed by model only.")
+            key = key[0]
+        if isinstance(key, (int, np.integer)):
+            return self[[key]].to_dense()[0]
+        if not isinstance(key, slice):
+            key = np.asarray(key)
+            key = key if key.dtype == bool else key.astype(np.intp)
+        return LowRankWeights(self.B[key], self.A[key], self.scale[key])
+
+    def __array__(self, dtype=None, copy=None):
+        if copy is False:
+            raise ValueError("LowRankWeights cannot become an array without a copy.")
+        dense = self.to_dense()
+        return dense if dtype is None else dense.astype(dtype, copy=False)
+
+    def __repr__(self):
+        n_models, d_out, d_in = self.shape
+        return (
+            f"LowRankWeights({n_models} models, {d_out} x {d_in}, rank {self.rank}, "
+            f"{self.dtype})"
+        )
+
+    def to_dense(self):
+        """Multiply the factors.
+
+        Returns
+        -------
+        ndarray of shape (n_models, d_out, d_in)
+            The weights, as large as they would be dense.
+        """
+        batches = self.batches(torch.device("cpu"))
+        return np.concatenate([batch.dense().numpy() for batch in batches])
+
+    def batches(self, device, dtype=None):
+        """Yield the models in order, in batches of finite factors.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where the tensors go.
+        dtype : torch.dtype, default=None
+            What they are cast to; None: float64 where the factors are, else float32.
+
+        Yields
+        ------
+        LowRankBatch
+            Factors B, scale included, of shape (b, d_out, r), and A, (b, r, d_in).
+
+        Raises
+        ------
+        ValueError
+            If a factor holds NaN or infinity; the message names the first model.
+        """
+        dtype = dtype or self.compute_dtype
+        n_models, d_out, d_in = self.shape
+        row = max(1, self.rank * (d_out + d_in)) * dtype.itemsize
+        size = max(1, BATCH_BYTES // row)
+        for start in range(0, n_models, size):
+            part = slice(start, start + size)
+            B = as_tensor(self.B[part], dtype, device)
+            A = as_tensor(self.A[part], dtype, device)
+            scale = as_tensor(self.scale[part], dtype, device)
+            check_finite(B, start, "factor B of W")
+            check_finite(A, start, "factor A of W")
+            yield LowRankBatch(B * scale[:, None, None], A)
+
+    @classmethod
+    def concatenate(cls, parts):
+        """Join several, models after models; ranks may differ.
+
+        Parameters
+        ----------
+        parts : list of LowRankWeights
+            Of the same ``(d_out, d_in)``.
+
+        Returns
+        -------
+        LowRankWeights
+            As many models as all parts together.
+        """
+        B = [factor for part in parts for factor in part.B]
+        A = [factor for part in parts for factor in part.A]
+        return cls(B, A, np.concatenate([part.scale for part in parts]))
+
+
+def _stack(B, A):
+    """Stack lists of factors, padded with zeros to the largest rank."""
+    if not (isinstance(B, (list, tuple)) and isinstance(A, (list, tuple))):
+        return _as_factor(B), _as_factor(A)
+    B, A = [_as_factor(b) for b in B], [_as_factor(a) for a in A]
+    if len(B) != len(A) or not B:
+        raise ValueError(
+            f"B holds {len(B)} models and A {len(A)}: expected as many, and at least "
+            "one."
+        )
+    d_out, d_in = B[0].shape[0], A[0].shape[-1]
+    for i, (b, a) in enumerate(zip(B, A, strict=True)):
+        if b.ndim != 2 or a.ndim != 2 or b.shape[1] != a.shape[0]:
+            raise ValueError(
+                f"model {i}: B of shape {tuple(b.shape)} and A of shape "
+                f"{tuple(a.shape)} do not multiply: expected (d_out, r) and (r, d_in)."
+            )
+        if (b.shape[0], a.shape[1]) != (d_out, d_in):
+            raise ValueError(
+                f"model {i} has weights of shape {(b.shape[0], a.shape[1])}, the first "
+                f"of {(d_out, d_in)}: all models must have weights of one shape."
+            )
+    rank = max(b.shape[1] for b in B)
+    dtype = np.result_type(*{np.asarray(b).dtype for b in B})
+    stacked_b = np.zeros((len(B), d_out, rank), dtype)
+    stacked_a = np.zeros((len(A), rank, d_in), dtype)
+    for i, (b, a) in enumerate(zip(B, A, strict=True)):
+        stacked_b[i, :, : b.shape[1]] = b
+        stacked_a[i, : a.shape[0]] = a
+    return stacked_b, stacked_a
+
+
+def _as_factor(factor):
+    if isinstance(factor, torch.Tensor):
+        return factor.detach()
+    return np.asarray(factor)
