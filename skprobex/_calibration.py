@@ -94,7 +94,7 @@ def _fit_temperature(decisions, classes, sample_weight):
     """
     n_samples, n_classes = decisions.shape
     # A small vote for every other class keeps the slope finite.
-    smoothing = 1 / (n_samples + n_classes)
+    smoothing = 1 / (sample_weight.sum() + n_classes)
     targets = np.full(decisions.shape, smoothing)
     targets[np.arange(n_samples), classes] += 1 - n_classes * smoothing
     spread = decisions.std() or 1.0

@@ -132,7 +132,9 @@ def fit_features(deltas, candidates, typical_norm, n_probes, generator):
         if view.left is not None:
             sides = MATRIX_VIEWS[view.name]
             view.left = deltas.lift(view.left, sides.left)
-            view.right = deltas.lift(view.right, sides.right)
+            view.right = (
+                view.left if sides.symmetric else deltas.lift(view.right, sides.right)
+            )
     return probed, features
 
 
