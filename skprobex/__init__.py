@@ -1,9 +1,10 @@
 """Learn from the weights of neural networks with the scikit-learn API."""
 
-from . import baselines, datasets
+from . import baselines, datasets, exceptions
 from ._classifier import ProbeXClassifier
 from ._regressor import ProbeXRegressor
-from .weights import LowRankWeights
+from .io import open_models, save_models
+from .weights import LayerWeights, LowRankWeights, ModelCollection
 
 __version__ = "0.1.0.dev0"
 
@@ -11,9 +12,15 @@ __all__ = [
     # Estimators
     "ProbeXClassifier",
     "ProbeXRegressor",
-    # What W can be
+    # Files of weights
+    "open_models",
+    "save_models",
+    # What W can be, beside arrays
+    "LayerWeights",
     "LowRankWeights",
+    "ModelCollection",
     # Modules
     "baselines",
     "datasets",
+    "exceptions",
 ]

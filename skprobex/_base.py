@@ -21,7 +21,7 @@ from .probing.spectral import draw_sketch
 from .probing.state import to_arrays, to_tensors
 from .probing.training import NeuralExpert, fit_neural
 from .probing.views import VIEWS
-from .weights import LowRankWeights, check_weight_shape, validate_weights
+from .weights import check_weight_shape, validate_weights
 
 DEFAULT_ALPHAS = tuple(np.logspace(-4, 3, 15).tolist())
 DEFAULT_N_PROBES = 64
@@ -127,12 +127,12 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         device = resolve_device(self.device)
         views, normalize = self._check_views(), self.normalize
         alphas = self._check_alphas()
-        n_probes = self._clip_probes(W.shape)
+        n_probes = self._clip_probes(W.lifted_shape)
         random_state = check_random_state(self.random_state)
         generator = make_generator(random_state.randint(2**31 - 1))
         center = self._compute_center(W, device)
         dtype = W.compute_dtype
-        sketch = draw_sketch(*W.shape[1:], generator, dtype, device)
+        sketch = draw_sketch(*W.lifted_shape[1:], generator, dtype, device)
         targets = as_tensor(targets, dtype, device)
         if sample_weight is not None:
             sample_weight = as_tensor(sample_weight, dtype, device)
@@ -292,10 +292,10 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             return None
         if isinstance(self.center, str):
             # Low-rank weights are deltas from their base already.
-            if self.center == "auto" and isinstance(W, LowRankWeights):
+            if self.center == "auto" and W.is_low_rank:
                 return None
             return mean_weights(W, device, W.compute_dtype)
-        center = check_weight_shape(self.center, W.shape[1:], "center")
+        center = check_weight_shape(self.center, W.lifted_shape[1:], "center")
         return as_tensor(center, W.compute_dtype, device)
 
     def _split_validation(self, stratify, n_models, random_state):

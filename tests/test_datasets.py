@@ -58,7 +58,7 @@ def assert_same(a, b):
 def test_jungle_keys_and_shapes(jungle):
     n = 30
     assert set(jungle) == {
-        *("data", "target", "target_names", "layers", "settings", "accuracy"),
+        *("data", "target", "target_names", "layers", "models", "settings", "accuracy"),
         *("tree", "bases", "DESCR"),
     }
     assert jungle.data.shape == (n, 64, 64) and jungle.data.dtype == np.float32

@@ -234,7 +234,7 @@ def test_probes_of_wide_layers_are_those_of_the_whole(candidate, wide):
 
 def test_only_sides_wider_than_the_subspace_are_projected(wide):
     tall = [factors._replace(right=factors.right[:, :20]) for factors in wide]
-    deltas = SubspaceDeltas(tall, N_PROBES, make_generator(0))
+    deltas = SubspaceDeltas(tall, {"left", "right"}, N_PROBES, make_generator(0))
     for factors, projected in zip(tall, deltas, strict=True):
         assert projected.left.shape[1] == 24
         assert torch.equal(projected.right, factors.right)
@@ -245,7 +245,7 @@ def test_only_sides_wider_than_the_subspace_are_projected(wide):
 
 
 def test_the_subspace_has_room_for_three_times_the_probes(wide):
-    (factors, *_) = SubspaceDeltas(wide, 10, make_generator(0))
+    (factors, *_) = SubspaceDeltas(wide, {"left", "right"}, 10, make_generator(0))
     assert factors.left.shape[1] == factors.right.shape[1] == 30
 
 

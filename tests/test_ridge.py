@@ -188,7 +188,7 @@ def test_nothing_but_constant_features_predict_the_mean(n_features, constant):
 def test_nothing_but_constant_features_have_one_direction(n_features):
     _, targets, _ = draw(2, n_models=5)
     path = as_path(np.zeros((5, n_features)), targets)
-    directions = path.principal_directions(3)
+    directions = path.principal_directions(3, 1e-15)
     assert directions.shape == (1, n_features)
     assert torch.isfinite(directions).all()
 
@@ -259,7 +259,7 @@ def test_principal_directions_are_the_right_singular_vectors(n_features, weighte
     features, targets, weight = draw(n_features)
     path = as_path(features, targets, weight if weighted else None)
     weight = weight if weighted else np.ones(N_MODELS)
-    directions = path.principal_directions(4).numpy()
+    directions = path.principal_directions(4, 1e-15).numpy()
     centred = features - np.average(features, axis=0, weights=weight)
     expected = np.linalg.svd(np.sqrt(weight)[:, None] * centred)[2][:4]
     assert directions.shape == expected.shape
@@ -274,4 +274,7 @@ def test_principal_directions_are_the_right_singular_vectors(n_features, weighte
 def test_no_more_principal_directions_than_the_rank(n_features):
     features, targets, _ = draw(n_features)
     features = features[:, :2] @ np.random.default_rng(2).random((2, n_features))
-    assert as_path(features, targets).principal_directions(10).shape == (2, n_features)
+    assert as_path(features, targets).principal_directions(10, 1e-15).shape == (
+        2,
+        n_features,
+    )

@@ -1,6 +1,7 @@
 """Jungle datasets: real ones, trained on the spot, and synthetic ones."""
 
 from ._digits import make_digit_jungle
+from ._model_j import fetch_model_jungle
 from ._synthetic import make_model_tree
 
-__all__ = ["make_digit_jungle", "make_model_tree"]
+__all__ = ["fetch_model_jungle", "make_digit_jungle", "make_model_tree"]

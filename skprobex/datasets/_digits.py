@@ -11,6 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.utils import Bunch, check_random_state
 
+from ..weights import ModelCollection
 from . import _finetune
 from ._cache import load_or_build
 from ._synthetic import check_integer
@@ -103,6 +104,9 @@ def make_digit_jungle(
             "hidden2.weight" (which is `data`), "hidden2.bias", "head.weight" and
             "head.bias". Units of a head stand for the model's classes in ascending
             order.
+        models : ModelCollection
+            The same layers as a collection, with classes, settings and accuracy as
+            metadata.
         settings : dict of str to ndarray of shape (n_models,)
             How each model was fine-tuned: "learning_rate" (its peak), "schedule"
             ("constant", "cosine" or "linear") and "n_steps" (batches of 32 images).
@@ -173,12 +177,17 @@ def make_digit_jungle(
     data, target = layers["hidden2.weight"], arrays["target"]
     if return_X_y:
         return data, target
+    target_names = np.array([_class_name(c) for c in range(n_classes)])
+    settings = _with_prefix(arrays, "settings:")
     return Bunch(
         data=data,
         target=target,
-        target_names=np.array([_class_name(c) for c in range(n_classes)]),
+        target_names=target_names,
         layers=layers,
-        settings=_with_prefix(arrays, "settings:"),
+        models=ModelCollection.from_layers(
+            layers, metadata=_metadata(arrays, settings, target_names)
+        ),
+        settings=settings,
         accuracy=arrays["accuracy"],
         tree=arrays["tree"],
         bases=_with_prefix(arrays, "bases:"),
@@ -186,6 +195,18 @@ def make_digit_jungle(
             **sizes, n_hidden=_N_HIDDEN, lr=_LEARNING_RATES, steps=_N_STEPS
         ),
     )
+
+
+def _metadata(arrays, settings, target_names):
+    """What is known of each model, as the header of its file would have it."""
+    return [
+        {
+            "trained_on": target_names[row == 1].tolist(),
+            **{name: values[i].item() for name, values in settings.items()},
+            "accuracy": arrays["accuracy"][i].item(),
+        }
+        for i, row in enumerate(arrays["target"])
+    ]
 
 
 def _train_jungle(n_models, n_classes, n_trees, n_classes_per_model, rng, verbose):

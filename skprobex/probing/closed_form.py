@@ -194,7 +194,9 @@ def fit_closed_form(
     coef, intercept = choice.path.solve(choice.alpha)
     components = None
     if n_components is not None:
-        components = choice.path.principal_directions(n_components)
+        # Views come from Gram matrices: what is left of their precision is its root.
+        precision = 10 * torch.finfo(deltas.dtype).eps
+        components = choice.path.principal_directions(n_components, precision)
     # Predictions add the intercept to centred features.
     feature_mean = choice.path.feature_mean
     intercept = intercept + coef @ feature_mean

@@ -7,7 +7,6 @@ import torch
 from .linalg import eigh_descending, fix_signs, qr
 from .views import MATRIX_VIEWS, View, scaled_singular, spectrum, symmetric_features
 
-SIDES = ("left", "right")
 # Sides wider than this are first projected to a subspace of as many dimensions.
 MIN_SUBSPACE = 256
 
@@ -66,17 +65,20 @@ class SubspaceDeltas:
     Parameters
     ----------
     deltas : iterable of SpectralFactors
+    sides : set of {"left", "right"}
+        The sides that the views look at; of the others nothing is kept.
     n_probes : int
     generator : torch.Generator
     """
 
-    def __init__(self, deltas, n_probes, generator):
+    def __init__(self, deltas, sides, n_probes, generator):
         width = max(MIN_SUBSPACE, 3 * n_probes)
         loudness = View("log", "", "", logarithmic=True).gain
         tests, sums = {}, {}
         for factors in deltas:
             gain = loudness(factors.singular)[:, None, :]
-            for side in SIDES:
+            # In one order, so that the same seed draws the same matrices.
+            for side in sorted(sides):
                 basis = getattr(factors, side)  # (b, d, k)
                 d = basis.shape[1]
                 if d <= width:
@@ -88,6 +90,7 @@ class SubspaceDeltas:
                 seen = basis.permute(1, 0, 2).flatten(1).T @ tests[side]
                 sums[side] = sums.get(side, 0) + flat @ seen
         self.bases = {side: qr(total)[0] for side, total in sums.items()}
+        self._unseen = {"left", "right"} - sides
         self._factors = [self._project(factors) for factors in deltas]
 
     def __iter__(self):
@@ -97,7 +100,7 @@ class SubspaceDeltas:
         projected = {
             side: basis.T @ getattr(factors, side) for side, basis in self.bases.items()
         }
-        return factors._replace(**projected)
+        return factors._replace(**projected, **dict.fromkeys(self._unseen))
 
     def lift(self, probes, side):
         """Take probes back from the subspace to the weights, ``(d, n_probes)``."""
@@ -125,7 +128,9 @@ def fit_features(deltas, candidates, typical_norm, n_probes, generator):
     probed : list of ProbedView
     features : list of Tensor of shape (n_models, n_features)
     """
-    deltas = SubspaceDeltas(deltas, n_probes, generator)
+    views = [MATRIX_VIEWS[name] for name, _ in candidates if name != "spectrum"]
+    sides = {side for view in views for side in (view.left, view.right)}
+    deltas = SubspaceDeltas(deltas, sides, n_probes, generator)
     probed = fit_probes(deltas, candidates, typical_norm, n_probes)
     features = collect_features(deltas, probed)
     for view in probed:

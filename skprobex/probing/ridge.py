@@ -87,14 +87,22 @@ class RidgePath:
         coef = dual.T @ self._centred_features()
         return coef, self.target_mean - coef @ self.feature_mean
 
-    def principal_directions(self, n_components):
+    def principal_directions(self, n_components, precision):
         """Leading principal directions of the (weighted) features, signs fixed.
+
+        Parameters
+        ----------
+        n_components : int
+        precision : float
+            Share of the largest variance below which a direction is noise: the
+            machine precision that the features were computed in.
 
         Returns
         -------
         Tensor of shape (at most n_components, p)
         """
         leading = self.eigenvalues[:n_components]
+        leading = leading[leading > precision * self.eigenvalues[:1]]
         if not len(leading):
             # Models without variance: one direction, so that there is one to return.
             return torch.zeros_like(self.features[:1])

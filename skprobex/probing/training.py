@@ -136,7 +136,7 @@ def fit_neural(
     data = inputs.fit_scales(data)
 
     sizes = {
-        "view_shapes": _view_shapes(views, data, weights.shape[1:]),
+        "view_shapes": _view_shapes(views, data, weights.lifted_shape[1:]),
         "n_probes": n_probes,
         "projection_dim": projection_dim,
         "n_components": n_components,

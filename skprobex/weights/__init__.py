@@ -1,7 +1,16 @@
 """What W can be: validation and the one lift to 3-D."""
 
+from ._collection import ModelCollection
 from ._dense import DenseWeights
+from ._layer import LayerWeights
 from ._low_rank import LowRankWeights
 from ._validation import check_weight_shape, validate_weights
 
-__all__ = ["DenseWeights", "LowRankWeights", "check_weight_shape", "validate_weights"]
+__all__ = [
+    "DenseWeights",
+    "LayerWeights",
+    "LowRankWeights",
+    "ModelCollection",
+    "check_weight_shape",
+    "validate_weights",
+]

@@ -21,14 +21,16 @@ class DenseWeights:
         without any, d_in is one.
     """
 
+    is_low_rank = False
+
     def __init__(self, array):
         self.array = array
         d_in = int(np.prod(array.shape[2:], dtype=np.int64))
-        self.shape = (len(array), array.shape[1], d_in)
+        self.lifted_shape = (len(array), array.shape[1], d_in)
         self.compute_dtype = compute_dtype(array.dtype)
 
     def __len__(self):
-        return self.shape[0]
+        return self.lifted_shape[0]
 
     def batches(self, device, dtype=None):
         """Yield the models in order as finite tensors ``(b, d_out, d_in)``.
@@ -45,7 +47,7 @@ class DenseWeights:
             If a model holds NaN or infinity; the message names the first one.
         """
         dtype = dtype or self.compute_dtype
-        n_models, d_out, d_in = self.shape
+        n_models, d_out, d_in = self.lifted_shape
         size = max(1, BATCH_BYTES // (d_out * d_in * dtype.itemsize))
         for start in range(0, n_models, size):
             batch = as_tensor(self.array[start : start + size], dtype, device)

@@ -58,6 +58,7 @@ class LowRankWeights:
     """
 
     ndim = 3
+    is_low_rank = True
 
     def __init__(self, B, A, scale=1.0):
         B, A = _stack(B, A)
@@ -78,6 +79,8 @@ class LowRankWeights:
     @property
     def shape(self):
         return (len(self.B), self.B.shape[1], self.A.shape[2])
+
+    lifted_shape = shape
 
     @property
     def rank(self):

@@ -6,8 +6,13 @@ import numpy as np
 import torch
 from sklearn.utils.validation import validate_data
 
+from ._collection import ModelCollection
 from ._dense import DenseWeights
+from ._layer import LayerWeights
 from ._low_rank import LowRankWeights
+
+# Weights that are taken as they are: they know their lifted shape and their batches.
+CONTAINERS = (LowRankWeights, LayerWeights)
 
 
 def validate_weights(estimator, W, *, reset):
@@ -17,15 +22,15 @@ def validate_weights(estimator, W, *, reset):
     ----------
     estimator : estimator
         Gets ``n_features_in_`` (and ``weight_shape_``) if `reset`, else is compared.
-    W : array-like, Tensor or LowRankWeights of shape (n_models, d_out, d_in)
-        Also ``(n_models, d)``, one 1-D weight per row, and convolution kernels
-        ``(n_models, out, in, kh, kw)``, one filter per row.
+    W : array-like, Tensor, LowRankWeights or LayerWeights
+        ``(n_models, d_out, d_in)``; also ``(n_models, d)``, one 1-D weight per row, and
+        convolution kernels ``(n_models, out, in, kh, kw)``, one filter per row.
     reset : bool
         True in fit, False afterwards.
 
     Returns
     -------
-    DenseWeights or LowRankWeights
+    DenseWeights, LowRankWeights or LayerWeights
 
     Raises
     ------
@@ -33,11 +38,22 @@ def validate_weights(estimator, W, *, reset):
         Shapes that differ between models or from those seen in fit, empty axes,
         too few models.
     TypeError
-        Sparse input, or data that are no numbers.
+        Sparse input, data that are no numbers, or several layers at once.
     """
-    if isinstance(W, (torch.Tensor, LowRankWeights)):
+    if isinstance(W, (dict, ModelCollection)):
+        layers = W if isinstance(W, dict) else W.layers
+        raise TypeError(
+            f"W holds {len(layers)} layers: pick one by its name, such as "
+            f"W[{next(iter(layers), 'layer')!r}]."
+        )
+    if isinstance(W, (torch.Tensor, *CONTAINERS)):
         if isinstance(W, torch.Tensor):
             W = _check_tensor(W)
+        if len(W.shape) < 2:
+            raise ValueError(
+                f"W holds one number per model, of shape {tuple(W.shape)}: pick a "
+                "layer with a vector or a matrix for each."
+            )
         validate_data(estimator, W, skip_check_array=True, reset=reset)
     else:
         _check_same_shapes(W)
@@ -62,12 +78,13 @@ def validate_weights(estimator, W, *, reset):
             "Found W with 1 sample: a minimum of 2 models is required to learn "
             "what differs between them."
         )
-    weights = W if isinstance(W, LowRankWeights) else DenseWeights(W)
+    weights = W if isinstance(W, CONTAINERS) else DenseWeights(W)
+    weight_shape = weights.lifted_shape[1:]
     if reset:
-        estimator.weight_shape_ = weights.shape[1:]
-    elif weights.shape[1:] != estimator.weight_shape_:
+        estimator.weight_shape_ = weight_shape
+    elif weight_shape != estimator.weight_shape_:
         raise ValueError(
-            f"W holds weights of shape {weights.shape[1:]}, but "
+            f"W holds weights of shape {weight_shape}, but "
             f"{type(estimator).__name__} was fitted on weights of shape "
             f"{estimator.weight_shape_}: pass the same layer of models of the same "
             "architecture."

@@ -1,0 +1,309 @@
+"""Read safetensors: the header with suspicion, then one tensor as one byte range."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..exceptions import CorruptFileError, UnsupportedFormatError
+
+# The format's own limit; a longer header is an attack or no safetensors file.
+MAX_HEADER_BYTES = 100_000_000
+
+# What a tensor of each type is read as.
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+# Known, so that a file that holds one opens, but read by nothing here.
+_UNREAD_ITEMSIZES = {"U16": 2, "U32": 4, "U64": 8, "C64": 8, "F8_E8M0": 1}
+# How nearly every header with metadata begins.
+_METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
+_FLOAT8_BLOCK = 128
+
+
+class TensorInfo(NamedTuple):
+    """Where a tensor lies: `n_bytes` from `start`, counted from the header's end.
+
+    Counted from there, models that differ only in their metadata have equal infos.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    n_bytes: int
+
+
+def numpy_dtype(dtype):
+    """Return what numpy holds a safetensors type in: itself, else float32."""
+    if dtype == "BF16" or dtype.startswith("F8"):
+        return np.dtype(np.float32)
+    if dtype in _UNREAD_ITEMSIZES:
+        return np.dtype({"U": "u", "C": "c"}[dtype[0]] + str(int(dtype[1:]) // 8))
+    return torch.empty(0, dtype=TORCH_DTYPES[dtype]).numpy().dtype
+
+
+def read_header(source, known=None):
+    """Read and check a header.
+
+    Parameters
+    ----------
+    source : source
+        Has `size` in bytes, ``read(start, n_bytes)``, and a `str` that names it; its
+        `data_start` is set to where the header ends.
+    known : dict, default=None
+        Headers read before, for a zoo's mostly differ in their metadata only.
+
+    Returns
+    -------
+    tensors : tuple of TensorInfo
+        In the order of their bytes.
+    metadata : dict of str to str
+
+    Raises
+    ------
+    CorruptFileError
+        If the file is cut short or breaks the format's rules.
+    """
+    if source.size < 8:
+        raise CorruptFileError(
+            f"{source} has {source.size} bytes: no safetensors file is so short. Its "
+            "download or its writing was cut off; fetch it again."
+        )
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > MAX_HEADER_BYTES or 8 + length > source.size:
+        raise CorruptFileError(
+            f"{source} announces a header of {length} bytes, but has {source.size} "
+            f"bytes, and a header may have {MAX_HEADER_BYTES}. It is cut short, or is "
+            "no safetensors file."
+        )
+    return parse_header(source.read(8, length), source, known)
+
+
+def parse_header(text, source, known=None):
+    """Check a header's JSON; see `read_header`."""
+    source.data_start = 8 + len(text)
+    try:
+        metadata, rest = _split_metadata(text.decode("utf-8"))
+        tensors = None if known is None else known.get(rest)
+        if tensors is None:
+            header = json.loads(rest, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(
+            f"{source} has a header that is no JSON ({_brief(error)}): it is damaged, "
+            "or no safetensors file."
+        ) from None
+    if tensors is None:
+        if not isinstance(header, dict):
+            raise CorruptFileError(
+                f"{source} has a header that is a {type(header).__name__}: expected "
+                "an object with an entry per tensor."
+            )
+        if "__metadata__" in header:
+            if metadata is not None:
+                raise CorruptFileError(f"{source} has its metadata twice.")
+            metadata = header.pop("__metadata__")
+            # Part of the text this was read from: not to be found under it again.
+            known = None
+        tensors = _check_tensors(header, source)
+        if known is not None:
+            tensors = known.setdefault(rest, tensors)
+    last = source.data_start + max((t.start + t.n_bytes for t in tensors), default=0)
+    if last > source.size:
+        raise CorruptFileError(
+            f"{source} is cut short: its last tensor ends at byte {last}, the file at "
+            f"{source.size}. Fetch or write it again."
+        )
+    return tensors, _check_metadata(metadata, source)
+
+
+def _split_metadata(text):
+    """Split off the metadata, where they come first, as writers put them."""
+    # Headers are padded with spaces, as many as the metadata leave to be.
+    text = text.rstrip()
+    first = _METADATA_FIRST.match(text)
+    if first is None:
+        return None, text
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    metadata, end = decoder.raw_decode(text, first.end())
+    rest = text[end:].lstrip()
+    tensors = rest.removeprefix(",").lstrip()
+    if not rest.startswith((",", "}")) or (rest[0] == "," and tensors[:1] != '"'):
+        raise ValueError("after the metadata comes no tensor")
+    return metadata, "{" + tensors
+
+
+def _check_tensors(header, source):
+    tensors = [_check_entry(*entry, source) for entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.n_bytes))
+    end, before = 0, None
+    for tensor in tensors:
+        if tensor.start < end and tensor.n_bytes:
+            raise CorruptFileError(
+                f"{source}: the bytes of tensors {before!r} and {tensor.name!r} "
+                "overlap. The file is damaged; write it again."
+            )
+        end, before = max(end, tensor.start + tensor.n_bytes), tensor.name
+    return tuple(tensors)
+
+
+def _unique(pairs):
+    # Two tensors of one name: which of them would be read is anyone's guess.
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return entries
+
+
+def _brief(error):
+    return str(error)[:80] or type(error).__name__
+
+
+def _check_metadata(metadata, source):
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
+        raise CorruptFileError(
+            f"{source} has metadata that are not text by name, as the format demands. "
+            "Write the file again with str values."
+        )
+    return metadata
+
+
+def _is_size(value):
+    # bool is an int to Python; and no file has 2**53 bytes.
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _check_entry(name, entry, source):
+    expected = "expected a dtype, a shape and two data_offsets"
+    if not isinstance(entry, dict):
+        raise CorruptFileError(f"{source}: tensor {name!r} is no object; {expected}.")
+    dtype, shape = entry.get("dtype"), entry.get("shape")
+    offsets = entry.get("data_offsets")
+    if not (
+        isinstance(shape, list)
+        and len(shape) <= 32
+        and all(map(_is_size, shape))
+        and isinstance(offsets, list)
+        and len(offsets) == 2
+        and all(map(_is_size, offsets))
+    ):
+        raise CorruptFileError(
+            f"{source}: tensor {name!r} has a shape or offsets that are no sizes; "
+            f"{expected}."
+        )
+    if not isinstance(dtype, str) or (
+        dtype not in TORCH_DTYPES and dtype not in _UNREAD_ITEMSIZES
+    ):
+        raise UnsupportedFormatError(
+            f"{source}: tensor {name!r} has the unknown dtype {str(dtype)[:40]!r}. "
+            f"Known are {', '.join(TORCH_DTYPES)}; convert the file to one of them."
+        )
+    itemsize = (
+        TORCH_DTYPES[dtype].itemsize
+        if dtype in TORCH_DTYPES
+        else _UNREAD_ITEMSIZES[dtype]
+    )
+    start, end = offsets
+    if end - start != math.prod(shape) * itemsize:
+        raise CorruptFileError(
+            f"{source}: tensor {name!r} of shape {tuple(shape)} and dtype {dtype} "
+            f"needs {math.prod(shape) * itemsize} bytes, but its offsets span "
+            f"{end - start}. The header is damaged."
+        )
+    return TensorInfo(name, dtype, tuple(shape), start, end - start)
+
+
+def read_tensor(source, info, scale=None):
+    """Read one tensor, and nothing else of its file.
+
+    Parameters
+    ----------
+    source : source
+        As for `read_header`.
+    info : TensorInfo
+    scale : Tensor, default=None
+        The scales of an 8-bit float tensor: one, one per row, or one per block.
+
+    Returns
+    -------
+    Tensor
+        In the file's own dtype; scaled 8-bit floats as float32.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        Complex or unsigned types that torch lacks, and 8-bit floats without scales.
+    """
+    if info.dtype not in TORCH_DTYPES:
+        raise UnsupportedFormatError(
+            f"{source}: tensor {info.name!r} has dtype {info.dtype}, which is not "
+            "read. Convert it to F32."
+        )
+    if info.dtype in FLOAT8 and scale is None:
+        raise UnsupportedFormatError(
+            f"{source}: tensor {info.name!r} is stored as {info.dtype} without a "
+            "scale tensor beside it: its bytes alone are not the weight. Use the "
+            "bf16 or fp16 checkpoint of this model."
+        )
+    tensor = _read_raw(source, info)
+    if scale is None:
+        return tensor
+    return _apply_scale(tensor.float(), scale.float(), info, source)
+
+
+def _read_raw(source, info):
+    dtype = TORCH_DTYPES[info.dtype]
+    if info.n_bytes == 0:
+        return torch.empty(info.shape, dtype=dtype)
+    data = source.read(source.data_start + info.start, info.n_bytes)
+    # A bytearray, for torch warns of read-only memory.
+    return torch.frombuffer(data, dtype=torch.uint8).view(dtype).reshape(info.shape)
+
+
+def _apply_scale(tensor, scale, info, source):
+    if scale.numel() == 1:
+        return tensor * scale.reshape(())
+    if tensor.ndim == 2:
+        rows, columns = tensor.shape
+        if scale.shape in ((rows,), (rows, 1)):
+            return tensor * scale.reshape(rows, 1)
+        blocks = (-(-rows // _FLOAT8_BLOCK), -(-columns // _FLOAT8_BLOCK))
+        if tuple(scale.shape) == blocks:
+            scale = scale.repeat_interleave(_FLOAT8_BLOCK, 0)[:rows]
+            return tensor * scale.repeat_interleave(_FLOAT8_BLOCK, 1)[:, :columns]
+    raise UnsupportedFormatError(
+        f"{source}: tensor {info.name!r} of shape {tuple(tensor.shape)} has scales of "
+        f"shape {tuple(scale.shape)}, which fit neither the tensor, nor its rows, nor "
+        f"blocks of {_FLOAT8_BLOCK}. Use the bf16 or fp16 checkpoint of this model."
+    )
+
+
+def scale_names(info):
+    """List the names under which an 8-bit float tensor's scales may stand."""
+    if info.dtype not in FLOAT8:
+        return []
+    names = [f"{info.name}_scale_inv", f"{info.name}_scale"]
+    if "." in info.name:
+        names.append(f"{info.name.rpartition('.')[0]}.weight_scale")
+    return names

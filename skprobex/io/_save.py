@@ -1,0 +1,144 @@
+"""Write collections: one safetensors file a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+
+def save_models(folder, weights_by_layer, metadata=None, names=None):
+    """Write models as safetensors files, one a model.
+
+    Each file is complete or absent, whenever the writing is interrupted.
+
+    Parameters
+    ----------
+    folder : path-like
+        Made if it does not exist.
+    weights_by_layer : dict of str to weights
+        Arrays or tensors of shape (n_models, ...), `LowRankWeights`, or lazy weights,
+        by layer name, all of the same models. Low-rank layers, whose names end with
+        ".weight", are written as PEFT writes LoRA, with an alpha that gives the scale.
+    metadata : sequence of dict, default=None
+        One per model. Values that are no text are written as JSON.
+    names : sequence of str, default=None
+        None means ``model_0000``, ``model_0001``, and so on. A name with slashes lies
+        in subfolders.
+
+    Returns
+    -------
+    list of Path
+        The files.
+
+    Raises
+    ------
+    ValueError
+        If layers, metadata and names differ in length, or a name leads out of the
+        folder.
+
+    See Also
+    --------
+    open_models : Open them.
+    """
+    lengths = {layer: len(W) for layer, W in weights_by_layer.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(
+            f"Layers must be of the same number of models, at least one; got {lengths}."
+        )
+    n_models = next(iter(lengths.values()))
+    if names is None:
+        names = [f"model_{i:04d}" for i in range(n_models)]
+    if metadata is None:
+        metadata = [{}] * n_models
+    for what, values in (("names", names), ("metadata", metadata)):
+        if len(values) != n_models:
+            raise ValueError(f"{what} has {len(values)} entries for {n_models} models.")
+    if len(set(names)) != n_models:
+        raise ValueError("names must differ: each is a file's.")
+    paths = [_path(Path(folder), name) for name in names]
+    for i, (path, entry) in enumerate(zip(paths, metadata, strict=True)):
+        tensors = {}
+        for layer, W in weights_by_layer.items():
+            tensors.update(_tensors(layer, W, i))
+        _write(path, save(tensors, _as_text(entry)))
+    return paths
+
+
+def _path(folder, name):
+    parts = str(name).split("/")
+    is_safe = all(part not in ("", ".", "..") for part in parts)
+    if not is_safe or any("\\" in part or ":" in part for part in parts):
+        raise ValueError(
+            f"The name {name!r} is no file name: expected words, with slashes between "
+            "them for subfolders."
+        )
+    return folder.joinpath(*parts[:-1], f"{parts[-1]}.safetensors")
+
+
+def _as_text(entry):
+    if not isinstance(entry, Mapping):
+        raise ValueError("metadata must hold one dict per model.")
+    return {
+        str(key): value if isinstance(value, str) else json.dumps(value, default=_plain)
+        for key, value in entry.items()
+    }
+
+
+def _plain(value):
+    """Turn numpy's numbers and arrays into what JSON knows."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    raise TypeError(f"metadata of type {type(value).__name__} cannot be written.")
+
+
+def _tensors(layer, W, i):
+    """Return what is written of one layer of model i."""
+    factors = _factors(W, i)
+    if factors is not None:
+        if not layer.endswith(".weight"):
+            raise ValueError(
+                f"The low-rank layer {layer!r} must be named '<module>.weight'."
+            )
+        module = layer.removesuffix(".weight")
+        up, down = factors
+        return {
+            f"{module}.lora_A.weight": down,
+            f"{module}.lora_B.weight": up,
+            # The scale is in B: alpha is the rank, which says so to every reader.
+            f"{module}.alpha": torch.tensor(float(down.shape[0]), dtype=up.dtype),
+        }
+    weight = W[i]
+    if not isinstance(weight, torch.Tensor):
+        weight = torch.from_numpy(np.array(weight))
+    # A copy of its own: slices share storage, which the format forbids.
+    return {layer: weight.detach().cpu().clone(memory_format=torch.contiguous_format)}
+
+
+def _factors(W, i):
+    """Return ``B`` with its scale and ``A`` of a low-rank model, or None."""
+    if getattr(W, "is_low_rank", False) or type(W).__name__ == "LowRankWeights":
+        batch = next(iter(W[i : i + 1].batches(torch.device("cpu"))))
+        b, a = batch.B[0], batch.A[0]
+        return b.contiguous().clone(), a.contiguous().clone()
+    return None
+
+
+def _write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}.incomplete")
+    try:
+        with open(partial, "xb") as file:
+            file.write(data)
+            file.flush()
+            # Without it a power cut could leave the new name on an empty file.
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

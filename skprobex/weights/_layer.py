@@ -1,0 +1,306 @@
+"""One layer of many models, left in their files until it is needed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from html import escape
+
+import numpy as np
+import torch
+
+from ..exceptions import MissingLayerError
+from ..probing.deltas import LowRankBatch
+from ..probing.device import as_array
+from ._handles import LayerHandle
+
+# As large as a batch in memory: products keep busy, memory stays flat.
+BATCH_BYTES = 32 * 2**20
+# Reading is waiting, mostly: more threads than cores.
+_N_THREADS = 8
+_N_NAMED = 5
+
+
+class LayerWeights:
+    """One layer of many models in files; nothing is read until it is asked for.
+
+    ``np.asarray(weights)`` reads everything, an integer index one model. All other
+    indexing (slices, integer arrays, boolean masks, ``(key, ...)``) selects models
+    and reads nothing, so that cross-validation hands out handles.
+
+    Parameters
+    ----------
+    layer : str
+        The layer's name.
+    handles : sequence of LayerHandle
+        One per model, all of one shape.
+
+    Attributes
+    ----------
+    shape : tuple
+        ``(n_models, d_out, d_in)``; with the kernel's axes for convolutions, and
+        ``(n_models, d)`` for biases and norms.
+    dtype : numpy dtype
+        Of what reading gives. bfloat16 is read as float32.
+    is_low_rank : bool
+        Whether the files hold LoRA factors.
+    names : list of str
+        The models' names.
+
+    See Also
+    --------
+    ModelCollection : Where these come from, as ``models[layer]``.
+    """
+
+    def __init__(self, layer, handles):
+        self.layer = layer
+        self._handles = list(handles)
+        check_one_form(layer, self._handles)
+        specs = {id(h.spec): h.spec for h in self._handles}.values()
+        self._weight_shape = self._handles[0].spec.shape if self._handles else (0, 0)
+        self.is_low_rank = any(spec.is_low_rank for spec in specs)
+        self.dtype = np.dtype(np.result_type(*{s.dtype for s in specs} or {np.float32}))
+
+    @property
+    def names(self):
+        return [handle.name for handle in self._handles]
+
+    @property
+    def shape(self):
+        return (len(self._handles), *self._weight_shape)
+
+    @property
+    def ndim(self):
+        return len(self.shape)
+
+    @property
+    def lifted_shape(self):
+        """``(n_models, d_out, d_in)``, the shape of what `batches` yields."""
+        d_out = self._weight_shape[0] if self._weight_shape else 1
+        return (len(self._handles), d_out, math.prod(self._weight_shape[1:]))
+
+    @property
+    def compute_dtype(self):
+        """torch.float64 for float64 files, else torch.float32."""
+        return torch.float64 if self.dtype == np.float64 else torch.float32
+
+    def __len__(self):
+        return len(self._handles)
+
+    def __getitem__(self, key):
+        if isinstance(key, tuple):
+            key, *rest = key
+            if any(k is not Ellipsis and k != slice(None) for k in rest):
+                raise IndexError(
+                    "Weights in files are indexed by model only. Read them first: "
+                    "np.asarray(weights)[...]."
+                )
+        if key is Ellipsis:
+            return self
+        positions = np.arange(len(self))[key]
+        if positions.ndim == 0:
+            return as_array(self._read_dense(self._handles[positions]))
+        if positions.ndim > 1:
+            raise IndexError("Models are indexed along one axis.")
+        selected = object.__new__(type(self))
+        selected.__dict__.update(self.__dict__)
+        selected._handles = [self._handles[i] for i in positions]
+        return selected
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, dtype=None, copy=None):
+        if copy is False:
+            raise ValueError("Weights in files cannot be made an array without a copy.")
+        dtype = self.dtype if dtype is None else np.dtype(dtype)
+        array = np.empty(self.shape, dtype)
+        for i, read in enumerate(self._read_ahead(self._read_dense)):
+            array[i] = as_array(read)
+        return array
+
+    def load(self):
+        """Read everything.
+
+        Returns
+        -------
+        ndarray or LowRankWeights
+            In memory: an array of shape `shape`, or, of a LoRA layer, its factors.
+        """
+        if not self.is_low_rank:
+            return np.asarray(self)
+        from ._low_rank import LowRankWeights
+
+        factors = list(self._read_ahead(LayerHandle.read))
+        return LowRankWeights(
+            [as_array(b) for b, _ in factors], [as_array(a) for _, a in factors]
+        )
+
+    def batches(self, device, dtype=None):
+        """Yield the models in order, as finite tensors on a device.
+
+        Files are read by threads, one batch ahead of the one in use; what is held
+        at once is three batches at most.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where the batches go.
+        dtype : torch dtype, default=None
+            None means `compute_dtype`.
+
+        Yields
+        ------
+        Tensor of shape (b, d_out, d_in), or LowRankBatch
+            Low-rank layers come as their factors, ``B (b, d_out, r)`` with the scale
+            in it and ``A (b, r, d_in)``, padded with zeros to the batch's largest
+            rank.
+
+        Raises
+        ------
+        ValueError
+            If a model holds NaN or infinity.
+        FileChangedError
+            If a file is not what it was when it was opened.
+        """
+        dtype = self.compute_dtype if dtype is None else dtype
+        _, d_out, d_in = self.lifted_shape
+        n_values = d_out * d_in
+        if self.is_low_rank:
+            n_values = (d_out + d_in) * max(h.spec.rank for h in self._handles)
+        size = max(1, BATCH_BYTES // max(1, n_values * dtype.itemsize))
+        parts = [
+            self._handles[start : start + size] for start in range(0, len(self), size)
+        ]
+        executor = ThreadPoolExecutor(min(_N_THREADS, max(1, len(self))))
+        ahead = deque()
+        try:
+            for number, handles in enumerate(parts):
+                while len(ahead) < 2 and number + len(ahead) < len(parts):
+                    part = parts[number + len(ahead)]
+                    ahead.append(self._start_batch(part, dtype, executor))
+                batch, reads = ahead.popleft()
+                for read in reads:
+                    read.result()
+                _check_finite(handles, batch)
+                batch = [tensor.to(device) for tensor in batch]
+                yield LowRankBatch(*batch) if self.is_low_rank else batch[0]
+                # Let go of it before the next but one is made room for.
+                del batch
+        finally:
+            # Left half-way, or a file failed: do not read the rest.
+            executor.shutdown(cancel_futures=True)
+
+    def _start_batch(self, handles, dtype, executor):
+        """Make room for a batch, and let threads fill it straight from the files."""
+        _, d_out, d_in = self.lifted_shape
+        if not self.is_low_rank:
+            batch = [torch.empty((len(handles), d_out, d_in), dtype=dtype)]
+            fill = _fill_dense
+        else:
+            rank = max(handle.spec.rank for handle in handles)
+            batch = [
+                torch.zeros((len(handles), d_out, rank), dtype=dtype),
+                torch.zeros((len(handles), rank, d_in), dtype=dtype),
+            ]
+            fill = _fill_low_rank
+        rows = zip(handles, *batch, strict=True)
+        return batch, [executor.submit(fill, *row) for row in rows]
+
+    def _read_dense(self, handle):
+        read = handle.read()
+        if isinstance(read, tuple):
+            up, down = read
+            read = (up @ down).reshape(self._weight_shape)
+        # numpy has no bfloat16.
+        return read.float() if read.dtype == torch.bfloat16 else read
+
+    def _read_ahead(self, read):
+        """Yield what each model's file holds, in order, while threads read on."""
+        executor = ThreadPoolExecutor(min(_N_THREADS, max(1, len(self))))
+        pending = deque()
+        try:
+            for handle in self._handles:
+                pending.append(executor.submit(read, handle))
+                if len(pending) > _N_THREADS:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def __repr__(self):
+        kind = "low-rank, " if self.is_low_rank else ""
+        shape = " x ".join(map(str, self._weight_shape)) or "scalar"
+        return f"LayerWeights({self.layer!r}, {len(self)} models, {kind}{shape})"
+
+    def _repr_html_(self):
+        kind = "low-rank " if self.is_low_rank else ""
+        shape = " x ".join(map(str, self._weight_shape))
+        return (
+            f"<b>LayerWeights</b> <code>{escape(self.layer)}</code><br>{len(self)} "
+            f"models, each {shape}, {kind}{self.dtype}, in files"
+        )
+
+
+def form(spec):
+    """Say what all models must have in common: the shape, and whether it is LoRA."""
+    return spec.shape, spec.is_low_rank
+
+
+def describe_form(shape_and_kind):
+    """Put a layer's form into words."""
+    shape, is_low_rank = shape_and_kind
+    return f"{shape} as LoRA" if is_low_rank else f"{shape}"
+
+
+def check_one_form(layer, handles):
+    """Check that a layer has one shape, and is LoRA in all models or in none.
+
+    Raises
+    ------
+    MissingLayerError
+        Naming the models that differ from most.
+    """
+    forms = Counter(form(handle.spec) for handle in handles)
+    if len(forms) < 2:
+        return
+    usual, _ = forms.most_common(1)[0]
+    odd = [handle for handle in handles if form(handle.spec) != usual]
+    named = ", ".join(
+        f"{handle.name}: {describe_form(form(handle.spec))}"
+        for handle in odd[:_N_NAMED]
+    )
+    more = f" and {len(odd) - _N_NAMED} more" if len(odd) > _N_NAMED else ""
+    raise MissingLayerError(
+        f"Layer {layer!r} has shape {describe_form(usual)} in most models, but "
+        f"{named}{more}. Models of another architecture belong to another Model Tree "
+        "(see models.groups): select the models that agree, or open them with "
+        "on_missing='drop'."
+    )
+
+
+def _fill_dense(handle, row):
+    row.copy_(handle.read().reshape(row.shape))
+
+
+def _fill_low_rank(handle, up, down):
+    b, a = handle.read()
+    up[:, : b.shape[1]] = b
+    down[: a.shape[0]] = a
+
+
+def _check_finite(handles, parts):
+    # A sum is finite unless an entry is not, or it overflows: then look closer.
+    if all(torch.isfinite(part.sum()) for part in parts):
+        return
+    for i, handle in enumerate(handles):
+        for part in parts:
+            if not torch.isfinite(part[i]).all():
+                kind = "NaN" if torch.isnan(part[i]).any() else "infinity"
+                raise ValueError(
+                    f"Input W contains {kind}: model {handle.name!r} in {handle.file}. "
+                    "Leave this model out, or save its weights again (float16 "
+                    "overflows above 65504)."
+                )

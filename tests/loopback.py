@@ -1,0 +1,111 @@
+"""A server on this machine, with ranges, a small hub, and faults on demand."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "a" * 40
+
+
+class Loopback:
+    """Serves `files` by path, and counts what it sends.
+
+    `faults` are met one per request of a file: an int is a status; ("drop", n)
+    closes the connection after n bytes of the body.
+    """
+
+    def __init__(self):
+        self.files = {}
+        self.repositories = {}
+        self.answers = {}
+        self.faults = []
+        self.ranges = True
+        self.n_bytes = 0
+        self.requests = []
+        self.authorizations = []
+        self.lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def close(self):
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def reset(self):
+        self.n_bytes, self.requests = 0, []
+
+    def add_repository(self, name, folder, kind="models"):
+        """Put a folder's files on the hub."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        self.repositories[f"/api/{kind}/{name}"] = names
+        prefix = "" if kind == "models" else f"{kind}/"
+        for file, path in zip(names, paths, strict=True):
+            url = f"/{prefix}{name}/resolve/{COMMIT}/{file}"
+            self.files[url] = path.read_bytes()
+
+    def _handler(loopback):
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                path = unquote(urlsplit(self.path).path)
+                with loopback.lock:
+                    loopback.requests.append((path, self.headers.get("Range")))
+                    loopback.authorizations.append(self.headers.get("Authorization"))
+                if path in loopback.answers:
+                    return self._send(200, loopback.answers[path], {})
+                name = path.split("/revision/")[0]
+                if name in loopback.repositories:
+                    names = loopback.repositories[name]
+                    siblings = [{"rfilename": file} for file in names]
+                    body = json.dumps({"sha": COMMIT, "siblings": siblings})
+                    return self._send(200, body.encode(), {})
+                if path not in loopback.files:
+                    return self._send(404, b"", {})
+                with loopback.lock:
+                    fault = loopback.faults.pop(0) if loopback.faults else None
+                if isinstance(fault, int):
+                    return self._send(fault, b"no", {})
+                self._file(loopback.files[path], fault)
+
+            def _file(self, data, fault):
+                headers = {"ETag": f'"{hashlib.md5(data).hexdigest()}"'}
+                wanted, status = self.headers.get("Range"), 200
+                body = data
+                if wanted and loopback.ranges:
+                    first, last = wanted.removeprefix("bytes=").split("-")
+                    first, last = int(first), min(int(last), len(data) - 1)
+                    if first >= len(data):
+                        return self._send(416, b"", {})
+                    body, status = data[first : last + 1], 206
+                    headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+                self._send(status, body, headers, fault)
+
+            def _send(self, status, body, headers, fault=None):
+                self.send_response(status)
+                for key, value in headers.items():
+                    self.send_header(key, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if fault is not None:
+                    body = body[: fault[1]]
+                    self.close_connection = True
+                # Counted first: the client goes on once it has them.
+                with loopback.lock:
+                    loopback.n_bytes += len(body)
+                try:
+                    self.wfile.write(body)
+                except OSError:  # the client has had enough
+                    self.close_connection = True
+
+        return Handler

@@ -1,0 +1,279 @@
+"""Collections: what is in the files, and indexing that scikit-learn understands."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import cross_val_score, train_test_split
+
+from skprobex.exceptions import MissingLayerError
+from skprobex.io import open_models, save_models
+from skprobex.weights import LowRankWeights
+from skprobex.weights._collection import ModelCollection
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def layers():
+    rng = np.random.default_rng(0)
+    return {
+        "layer.10.weight": rng.normal(size=(6, 4, 3)),
+        "layer.2.weight": rng.normal(size=(6, 5, 2)).astype(np.float32),
+        "layer.2.bias": rng.normal(size=(6, 5)).astype(np.float32),
+    }
+
+
+METADATA = [
+    {
+        "targets": str(["cat", "dog"][: 1 + i % 2]),
+        "epochs": i,
+        "name": "ab"[i % 2],
+        "lr": 10.0**-i,
+        "base_model": "xyz"[i // 4],
+    }
+    for i in range(6)
+]
+
+
+@pytest.fixture(params=["memory", "files"])
+def models(request, layers, tmp_path):
+    names = [f"m{i}" for i in range(6)]
+    if request.param == "memory":
+        return ModelCollection.from_layers(layers, names, METADATA)
+    save_models(tmp_path / "jungle", layers, METADATA, names)
+    return open_models(tmp_path / "jungle")
+
+
+def test_names_layers_and_shapes(models, layers):
+    assert models.names == [f"m{i}" for i in range(6)]
+    # Natural order: 2 before 10.
+    assert list(models.layers) == ["layer.2.bias", "layer.2.weight", "layer.10.weight"]
+    assert models.shape == (6, 3) and len(models) == 6
+    info = models.layers["layer.10.weight"]
+    assert info.shape == (4, 3) and info.dtype == np.float64 and info.n_models == 6
+    for name, W in layers.items():
+        assert models[name].shape == W.shape
+        np.testing.assert_array_equal(np.asarray(models[name]), W)
+    assert "layer.2.bias" in models and "nope" not in models
+    assert repr(models) == "ModelCollection(6 models, 3 layers)"
+    assert "layer.10.weight" in models._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        slice(1, 4),
+        [5, 0],
+        np.array([True, False] * 3),
+        (np.array([3, 1]), Ellipsis),
+        (slice(None, 2), slice(None)),
+        2,
+        Ellipsis,
+    ],
+)
+def test_indexing_by_model(models, layers, key):
+    selected = models[key]
+    wanted = np.atleast_1d(np.arange(6)[key[0] if isinstance(key, tuple) else key])
+    assert isinstance(selected, ModelCollection)
+    assert selected.names == [f"m{i}" for i in wanted]
+    for name, W in layers.items():
+        np.testing.assert_array_equal(np.asarray(selected[name]), W[wanted])
+    assert selected.labels("epochs").tolist() == wanted.tolist()
+
+
+def test_bad_indexing(models):
+    with pytest.raises(
+        MissingLayerError, match=r"No model has a layer 'nope'.*layer\.2"
+    ):
+        models["nope"]
+    with pytest.raises(TypeError, match="by position"):
+        models[["m0"]]
+    with pytest.raises(IndexError):
+        models[[17]]
+    with pytest.raises(IndexError, match="several layers"):
+        models[:, 0]
+    with pytest.raises(TypeError, match="not iterated"):
+        list(models)
+
+
+def test_labels(models):
+    assert models.labels("epochs").tolist() == list(range(6))
+    assert models.labels("lr").dtype == np.float64
+    assert models.labels("name").tolist() == list("ababab")
+    targets = models.labels("targets")
+    assert targets.classes.tolist() == ["cat", "dog"]
+    assert targets.y.tolist() == [[1, 0], [1, 1]] * 3
+    with pytest.raises(ValueError, match=r"No model has metadata 'nope'.*epochs"):
+        models.labels("nope")
+
+
+def test_labels_of_odd_values():
+    def labels(*values):
+        metadata = [{"k": value} if value is not None else {} for value in values]
+        W = np.zeros((len(values), 2, 2))
+        return ModelCollection.from_layers({"a": W}, metadata=metadata).labels("k")
+
+    assert labels("1", "2.5").tolist() == [1, 2.5]
+    assert labels("true", "False").tolist() == [True, False]
+    assert labels("1", "x").tolist() == ["1", "x"]
+    assert np.isnan(labels("nan", "1")[0])
+    assert labels("None", "a").tolist() == ["None", "a"]
+    assert labels("[1, 'a']", "('a',)").classes.tolist() == ["1", "a"]
+    assert labels("[]", "[3]").y.tolist() == [[0], [1]]
+    assert labels(str(2**80), "1").tolist() == [str(2**80), "1"]
+    with pytest.raises(
+        ValueError, match="1 of 2 models have no metadata 'k': 'model_1'"
+    ):
+        labels("a", None)
+
+
+def test_select(models):
+    assert models.select(["m4", "m1"]).names == ["m4", "m1"]
+    assert models.select(mask=np.arange(6) > 3).names == ["m4", "m5"]
+    assert models.select(metadata={"name": "a"}).names == ["m0", "m2", "m4"]
+    assert models.select(metadata={"base_model": ["y"]}).names == ["m4", "m5"]
+    assert models.select(metadata={"epochs": lambda v: int(v) > 4}).names == ["m5"]
+    assert models.select("m2", layers="layer.2.bias").shape == (1, 1)
+    for arguments in ({"names": ["x"]}, {"layers": ["x"]}):
+        with pytest.raises(KeyError, match="named"):
+            models.select(**arguments)
+    with pytest.raises(ValueError, match="6 booleans"):
+        models.select(mask=[True])
+
+
+def test_groups_by_declared_base(models):
+    assert models.groups.tolist() == [0, 0, 0, 0, 1, 1]
+
+
+def test_groups_by_architecture(tmp_path):
+    for i in range(3):
+        tensors = {"w": torch.zeros(2, 2 + (i == 0))}
+        save_file(tensors, tmp_path / f"{i}.safetensors")
+    assert open_models(tmp_path).groups.tolist() == [1, 0, 0]
+
+
+def test_to_frame(models):
+    frame = models.to_frame()
+    assert frame.index.tolist() == models.names and frame.index.name == "model"
+    assert frame["name"].tolist() == list("ababab")
+
+
+def test_missing_layers(tmp_path):
+    for i in range(8):
+        tensors = {"w": torch.full((2, 2), float(i))}
+        if i > 5:
+            tensors = {"v": torch.zeros(2)}
+        save_file(tensors, tmp_path / f"m{i}.safetensors")
+    models = open_models(tmp_path)
+    assert models.layers["w"].n_models == 6
+    with pytest.raises(MissingLayerError, match=r"2 of 8 models.*'m6', 'm7'"):
+        models["w"]
+    kept = models.select(layers="w", on_missing="drop")
+    assert kept.names == [f"m{i}" for i in range(6)] and list(kept.layers) == ["w"]
+    models = open_models(tmp_path, on_missing="drop")
+    with pytest.warns(UserWarning, match=r"2 of 8 models lack layer 'w'"):
+        W = models["w"]
+    assert W.names == kept.names
+    assert models["w"].shape == (6, 2, 2)  # said once
+
+
+class Reads(ClassifierMixin, BaseEstimator):
+    """An estimator that only looks whether its folds are what they should be."""
+
+    def fit(self, X, y):
+        assert np.asarray(X["layer.2.weight"]).shape[0] == len(y) == len(X)
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict(self, X):
+        return X.labels("name")
+
+
+def test_passes_through_scikit_learn(models):
+    y = models.labels("name")
+    train, test, y_train, y_test = train_test_split(models, y, random_state=0)
+    assert train.labels("name").tolist() == y_train.tolist()
+    assert test.labels("name").tolist() == y_test.tolist()
+    scores = cross_val_score(Reads(), models, y, cv=3, n_jobs=2)
+    assert scores.tolist() == [1, 1, 1]
+    again = pickle.loads(pickle.dumps(models))
+    assert again.names == models.names and again.layers == models.layers
+
+
+def test_from_layers_checks_lengths(layers):
+    with pytest.raises(ValueError, match="different numbers"):
+        ModelCollection.from_layers({"a": np.zeros((2, 1)), "b": np.zeros((3, 1))})
+    with pytest.raises(ValueError, match="names has 1 entries for 6"):
+        ModelCollection.from_layers(layers, names=["a"])
+    with pytest.raises(ValueError, match="dict of weights"):
+        ModelCollection.from_layers({})
+    with pytest.raises(ValueError, match="one dict per model"):
+        ModelCollection.from_layers(layers, metadata="abcdef")
+
+
+# ---------------------------------------------------------------------------- saving
+
+
+def test_saving_low_rank_layers_as_peft_does(tmp_path):
+    rng = np.random.default_rng(0)
+    B, A = rng.normal(size=(3, 6, 2)), rng.normal(size=(3, 2, 5))
+    W = LowRankWeights(B, A, scale=[0.5, 2.0, 0.0])
+    paths = save_models(tmp_path, {"m.q.weight": W})
+    tensors = load_file(paths[0])
+    assert set(tensors) == {"m.q.lora_A.weight", "m.q.lora_B.weight", "m.q.alpha"}
+    lazy = open_models(tmp_path)["m.q.weight"]
+    assert lazy.is_low_rank and lazy.dtype == np.float64
+    np.testing.assert_allclose(lazy, np.asarray(W))
+    assert isinstance(lazy.load(), LowRankWeights)
+    # And from lazy weights again.
+    save_models(tmp_path / "again", {"m.q.weight": lazy})
+    np.testing.assert_allclose(
+        open_models(tmp_path / "again")["m.q.weight"], np.asarray(W)
+    )
+    with pytest.raises(ValueError, match=r"<module>\.weight"):
+        save_models(tmp_path / "x", {"q": W})
+
+
+def test_saving_tensors_and_metadata(tmp_path):
+    W = torch.randn(2, 3, 4).to(torch.bfloat16).mT
+    metadata = [{"s": "text", "n": 3, "l": [1, "a"], "x": np.float32(0.5)}] * 2
+    (path, _) = save_models(tmp_path, {"w": W}, metadata, names=["a/b", "c"])
+    assert path == tmp_path / "a" / "b.safetensors"
+    models = open_models(tmp_path)
+    assert models.names == ["a/b", "c"]
+    expected = {"s": "text", "n": "3", "l": json.dumps([1, "a"]), "x": "0.5"}
+    assert models.metadata[0] == expected
+    np.testing.assert_array_equal(models["w"], W.float())
+    (batch,) = models["w"].batches(CPU)
+    assert torch.equal(batch, W.float())
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a//b", "", "a\\b", "."])
+def test_saving_stays_in_its_folder(tmp_path, name):
+    with pytest.raises(ValueError, match="no file name"):
+        save_models(tmp_path / "f", {"w": np.zeros((1, 2))}, names=[name])
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_saving_checks_lengths(tmp_path):
+    with pytest.raises(ValueError, match="same number"):
+        save_models(tmp_path, {"w": np.zeros((1, 2)), "v": np.zeros((2, 2))})
+    with pytest.raises(ValueError, match="metadata has 2"):
+        save_models(tmp_path, {"w": np.zeros((1, 2))}, [{}, {}])
+    with pytest.raises(ValueError, match="names must differ"):
+        save_models(tmp_path, {"w": np.zeros((2, 2))}, names=["a", "a"])
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("skprobex.io._save.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_models(tmp_path, {"w": np.zeros((1, 2))})
+    assert not list(tmp_path.iterdir())
