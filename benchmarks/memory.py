@@ -1,7 +1,7 @@
-"""Fits from files and from factors, against fits from arrays: time and peak memory.
+"""Fits from files and from LoRA factors, against fits from arrays: time and memory.
 
 Every fit runs in a process of its own; its peak is the most memory it held above what
-Python, torch and skprobex take before. ``python benchmarks/memory.py --help``.
+Python, torch and skprobex take before. See ``python benchmarks/memory.py --help``.
 """
 
 import argparse
@@ -13,19 +13,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 
 import numpy as np
 
-CASES = {
-    "files": ("dense layer, from memory", "the same, from files"),
-    "factors": ("dense layer, from memory", "LoRA factors, from memory"),
-}
+ONE_VIEW = {"views": ("log_xtx",), "normalize": True}
 
 
-def draw_models(n_models, width, rank, seed=0):
-    """Low-rank deltas whose inputs tell one of five classes."""
-    rng = np.random.default_rng(seed)
+def draw_factors(n_models, width, rank=16):
+    """Adapters whose inputs tell one of five classes."""
+    rng = np.random.default_rng(0)
     y = np.arange(n_models) % 5
     B = rng.normal(size=(n_models, width, rank)).astype("f")
     A = rng.normal(size=(n_models, rank, width)).astype("f")
@@ -38,12 +36,11 @@ def write(folder, n_models, width):
     """Write dense models, a few at a time."""
     from skprobex import save_models
 
-    B, A, y = draw_models(n_models, width, 16)
+    B, A, _ = draw_factors(n_models, width)
     for start in range(0, n_models, 50):
-        part = slice(start, start + 50)
-        names = [f"model-{i:05d}" for i in range(*part.indices(n_models))]
+        part = slice(start, min(start + 50, n_models))
+        names = [f"model-{i:05d}" for i in range(part.start, part.stop)]
         save_models(folder, {"layer.weight": B[part] @ A[part]}, names=names)
-    np.save(os.path.join(folder, "labels.npy"), y)
 
 
 def peak_mb():
@@ -51,29 +48,26 @@ def peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def fit(kind, folder, n_models, width, rank):
-    """Fit once, and report seconds, peak memory and predictions."""
+def fit(source, folder, n_models, width, settings):
+    """Fit once; print seconds, peak memory and some predictions as JSON."""
     import torch
 
     from skprobex import LowRankWeights, ProbeXClassifier, open_models
 
     torch.linalg.eigh(torch.eye(8))  # what torch loads on first use is not the fit's
+    # The labels need no weights: factors are drawn again where they are asked for.
+    y = np.arange(n_models) % 5
     baseline = peak_mb()
-    if kind == "factors":
-        B, A, y = draw_models(n_models, width, rank)
-        W = LowRankWeights(B, A)
-    elif folder:
-        y = np.load(os.path.join(folder, "labels.npy"))
+    if source == "files":
         W = open_models(folder)["layer.weight"]
-        W = W if kind == "files" else np.asarray(W)
+    elif source == "array":
+        W = np.asarray(open_models(folder)["layer.weight"])
     else:
-        B, A, y = draw_models(n_models, width, rank)
-        W = LowRankWeights(B, A).to_dense()
-        del B, A
-    center = "mean" if folder else None
-    clf = ProbeXClassifier(center=center, random_state=0)
+        W = LowRankWeights(*draw_factors(n_models, width)[:2])
     start = time.perf_counter()
-    clf.fit(W, y)
+    if source == "product":
+        W = W.to_dense()
+    clf = ProbeXClassifier(random_state=0, **settings).fit(W, y)
     seconds = time.perf_counter() - start
     peak = peak_mb() - baseline
     decisions = clf.decision_function(W[:50]).tolist()
@@ -82,11 +76,11 @@ def fit(kind, folder, n_models, width, rank):
 
 def measure(repeats, *args):
     """Run `fit` in processes of its own; medians."""
-    results = []
-    for _ in range(repeats):
-        command = [sys.executable, __file__, "--fit", *map(str, args)]
-        printed = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
-        results.append(json.loads(printed))
+    command = [sys.executable, __file__, "--fit", json.dumps(args)]
+    results = [
+        json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+        for _ in range(repeats)
+    ]
     seconds, peak = (
         float(np.median([result[key] for result in results]))
         for key in ("seconds", "peak")
@@ -94,52 +88,70 @@ def measure(repeats, *args):
     return seconds, peak, np.array(results[-1]["decisions"])
 
 
-def compare(name, rows, repeats):
-    """Print a table of two rows, the second against the first."""
-    print(f"\n{name}\n{'':<28}{'seconds':>9}{'peak MB':>9}{'faster':>8}{'less':>7}")
+def compare(say, title, rows, repeats):
+    """Say a table of two rows, the second against the first."""
+    say(f"\n{title}\n{'':<36}{'seconds':>9}{'peak MB':>9}{'faster':>8}{'less':>7}")
     first = None
-    for label, args in rows:
+    for label, args in rows.items():
         seconds, peak, decisions = measure(repeats, *args)
         first = first or (seconds, peak, decisions)
-        print(
-            f"{label:<28}{seconds:>9.2f}{peak:>9.0f}{first[0] / seconds:>7.1f}x"
-            f"{first[1] / peak:>6.1f}x",
-            flush=True,
+        say(
+            f"{label:<36}{seconds:>9.2f}{peak:>9.0f}{first[0] / seconds:>7.1f}x"
+            f"{first[1] / peak:>6.1f}x"
         )
     difference = np.abs(decisions - first[2]).max() / np.abs(first[2]).max()
-    print(f"largest difference of decisions, relative: {difference:.1e}")
+    say(f"largest difference of decisions, relative: {difference:.0e}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--n-models", type=int, default=300)
-    parser.add_argument("--fit", nargs=5, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.fit:
-        kind, folder, *numbers = args.fit
-        fit(kind, "" if folder == "-" else folder, *map(int, numbers))
-        return
+def run(args, say):
+    """Measure both comparisons."""
     n_models = args.n_models
-    print(
+    say(
         f"{platform.machine()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, torch {version('torch')}, skprobex "
         f"{version('skprobex')}; medians of {args.repeats} runs"
     )
     with tempfile.TemporaryDirectory() as folder:
         write(folder, n_models, 768)
-        labels = CASES["files"]
-        rows = [
-            (labels[0], ("arrays", folder, n_models, 768, 0)),
-            (labels[1], ("files", folder, n_models, 768, 0)),
-        ]
-        compare(f"{n_models} models, 768 x 768, float32", rows, args.repeats)
-    labels = CASES["factors"]
-    rows = [
-        (labels[0], ("arrays", "-", n_models, 1280, 16)),
-        (labels[1], ("factors", "-", n_models, 1280, 16)),
-    ]
-    compare(f"{n_models} models, 1280 x 1280, rank 16", rows, args.repeats)
+        rows = {
+            "array in memory": ("array", folder, n_models, 768, {}),
+            "files, page cache warm": ("files", folder, n_models, 768, {}),
+        }
+        title = f"{n_models} models, 768 x 768, float32, default settings"
+        compare(say, title, rows, args.repeats)
+    for settings, name in (
+        (ONE_VIEW, "one view, log_xtx"),
+        ({}, "default settings: eleven views tried"),
+    ):
+        # The same centre for both: none.
+        settings = {"center": None, **settings}
+        rows = {
+            "multiplied out, then fitted": ("product", "", n_models, 1280, settings),
+            "LowRankWeights": ("factors", "", n_models, 1280, settings),
+        }
+        title = f"{n_models} models, 1280 x 1280, rank 16, {name}"
+        compare(say, title, rows, args.repeats)
+
+
+def main():
+    """Print the tables and, where asked, write them to a file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--n-models", type=int, default=300)
+    parser.add_argument("--output", help="text file that also receives the tables")
+    parser.add_argument("--fit", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.fit:
+        fit(*json.loads(args.fit))
+        return
+    with open(args.output, "w") if args.output else nullcontext() as output:
+
+        def say(text):
+            print(text, flush=True)
+            if output:
+                print(text, file=output, flush=True)
+
+        run(args, say)
 
 
 if __name__ == "__main__":

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import numbers
 import os
 
 import numpy as np
-import torch
-from sklearn.datasets import load_digits
 from sklearn.utils import Bunch, check_random_state
 
-from ..weights import ModelCollection
-from . import _finetune
+from ..weights import LowRankWeights, ModelCollection
 from ._cache import load_or_build
+from ._digit_training import Recipe, grow_jungle, plant_generations
 from ._synthetic import check_integer
 
 _N_HIDDEN = 64
 _BATCH_SIZE = 32
-_HELD_OUT = 0.2
 
 # A base sees all classes and is trained to convergence, a model of the tree is not:
 # how far it got is part of what its weights tell.
@@ -39,6 +35,14 @@ steps ({steps[0]} to {steps[1]}).
 `accuracy` is measured on held-out images of the model's own classes.
 """
 
+_DESCR_GENERATIONS = """\
+There are {n_generations} generations below each base: a model of a later one starts
+from the hidden layers of its parent, a model of the one before.
+"""
+_DESCR_RANK = """\
+The hidden layers are frozen: their weights move by adapters of rank {rank} (LoRA).
+"""
+
 
 def make_digit_jungle(
     n_models: int = 600,
@@ -46,6 +50,8 @@ def make_digit_jungle(
     n_trees: int = 1,
     *,
     n_classes_per_model: int | None = None,
+    n_generations: int = 1,
+    rank: int | None = None,
     random_state: int | np.random.RandomState | None = 0,
     return_X_y: bool = False,
     data_home: str | os.PathLike | None = None,
@@ -76,6 +82,14 @@ def make_digit_jungle(
     n_classes_per_model : int, default=None
         Number of classes that each model is fine-tuned on, from 2 to `n_classes`.
         None means half of them, ``max(2, n_classes // 2)``.
+    n_generations : int, default=1
+        Generations below each base. Models of the first are fine-tuned from the base,
+        those of the second from models of the first, and so on. Every model has about
+        as many children: 20 models of one tree in 2 generations are 4 children of the
+        base with 4 children each.
+    rank : int, default=None
+        Fine-tune by LoRA: hidden weights are frozen and get adapters of this rank;
+        the head is trained whole. None trains all weights. Needs ``n_generations=1``.
     random_state : int, RandomState instance or None, default=0
         Draws everything that is random. An int gives the same models, bit for bit, on
         every call on the same machine, and is needed for the cache.
@@ -94,7 +108,8 @@ def make_digit_jungle(
         With these attributes:
 
         data : ndarray of shape (n_models, 64, 64), float32
-            Weights ``(d_out, d_in)`` of the second hidden layer.
+            Weights ``(d_out, d_in)`` of the second hidden layer. With `rank`, the
+            adapters of this layer as :class:`~skprobex.LowRankWeights`.
         target : ndarray of shape (n_models, n_classes), int64
             1 where the model was fine-tuned on the class, else 0.
         target_names : ndarray of shape (n_classes,)
@@ -103,7 +118,8 @@ def make_digit_jungle(
             All weights and biases: "hidden1.weight", "hidden1.bias",
             "hidden2.weight" (which is `data`), "hidden2.bias", "head.weight" and
             "head.bias". Units of a head stand for the model's classes in ascending
-            order.
+            order. With `rank`, adapters of the two weights as `LowRankWeights`, and
+            the head.
         models : ModelCollection
             The same layers as a collection, with classes, settings and accuracy as
             metadata.
@@ -114,6 +130,11 @@ def make_digit_jungle(
             Share of held-out images of the model's own classes that it names rightly.
         tree : ndarray of shape (n_models,), int64
             The Model Tree that each model belongs to.
+        parents : ndarray of shape (n_models,), int64
+            The model that each model was fine-tuned from, by its position; -1 for
+            the base of its tree.
+        generation : ndarray of shape (n_models,), int64
+            1 for a child of the base, 2 for a child of its child, and so on.
         bases : dict of str to ndarray of shape (n_trees, ...)
             Hidden layers of the bases, named as in `layers`.
         DESCR : str
@@ -155,6 +176,19 @@ def make_digit_jungle(
     if n_classes_per_model is None:
         n_classes_per_model = max(2, n_classes // 2)
     check_integer("n_classes_per_model", n_classes_per_model, 2, n_classes)
+    check_integer("n_generations", n_generations, 1)
+    if n_generations * n_trees > n_models:
+        raise ValueError(
+            "n_models must be enough for one in each generation of each tree, "
+            f"{n_generations * n_trees}; got {n_models}."
+        )
+    if rank is not None:
+        check_integer("rank", rank, 1, _N_HIDDEN)
+        if n_generations > 1:
+            raise ValueError(
+                "rank and n_generations do not go together: adapters descend from "
+                f"the base; got rank={rank} and n_generations={n_generations}."
+            )
     rng = check_random_state(random_state)
 
     sizes = {
@@ -164,21 +198,41 @@ def make_digit_jungle(
         "n_classes_per_model": int(n_classes_per_model),
     }
 
+    # Left out of the key at their defaults: jungles of before stay where they are.
+    added = {"n_generations": int(n_generations), "rank": rank and int(rank)}
+    defaults = {"n_generations": 1, "rank": None}
+
     def build():
-        return _train_jungle(**sizes, rng=rng, verbose=verbose)
+        recipe = Recipe(
+            n_hidden=_N_HIDDEN,
+            batch_size=_BATCH_SIZE,
+            base_learning_rate=_BASE_LEARNING_RATE,
+            base_n_steps=_BASE_N_STEPS,
+            learning_rates=_LEARNING_RATES,
+            n_steps=_N_STEPS,
+        )
+        return grow_jungle(recipe, **sizes, **added, rng=rng, verbose=verbose)
 
     if cache and isinstance(random_state, numbers.Integral):
         key = {**sizes, "random_state": int(random_state)}
+        key |= {k: value for k, value in added.items() if value != defaults[k]}
         arrays = load_or_build("digit_jungle", key, build, data_home)
     else:
         arrays = build()
+    if "parents" not in arrays:
+        # Stored before jungles had generations: then all descend from the base.
+        planted = plant_generations(arrays["tree"], 1)
+        arrays = dict(arrays)
+        arrays["parents"], arrays["generation"] = planted
 
-    layers = _with_prefix(arrays, "layers:")
+    layers = _as_layers(_with_prefix(arrays, "layers:"))
     data, target = layers["hidden2.weight"], arrays["target"]
     if return_X_y:
         return data, target
     target_names = np.array([_class_name(c) for c in range(n_classes)])
     settings = _with_prefix(arrays, "settings:")
+    descr = _DESCR + (_DESCR_GENERATIONS if n_generations > 1 else "")
+    descr += _DESCR_RANK if rank else ""
     return Bunch(
         data=data,
         target=target,
@@ -190,11 +244,25 @@ def make_digit_jungle(
         settings=settings,
         accuracy=arrays["accuracy"],
         tree=arrays["tree"],
+        parents=arrays["parents"],
+        generation=arrays["generation"],
         bases=_with_prefix(arrays, "bases:"),
-        DESCR=_DESCR.format(
-            **sizes, n_hidden=_N_HIDDEN, lr=_LEARNING_RATES, steps=_N_STEPS
+        DESCR=descr.format(
+            **sizes, **added, n_hidden=_N_HIDDEN, lr=_LEARNING_RATES, steps=_N_STEPS
         ),
     )
+
+
+def _as_layers(arrays):
+    """Join the two factors of each adapter; the rest are layers already."""
+    layers = {}
+    for name, values in arrays.items():
+        layer, _, factor = name.rpartition(".")
+        if factor == "lora_A":
+            layers[layer] = LowRankWeights(arrays[f"{layer}.lora_B"], values)
+        elif factor != "lora_B":
+            layers[name] = values
+    return layers
 
 
 def _metadata(arrays, settings, target_names):
@@ -207,127 +275,6 @@ def _metadata(arrays, settings, target_names):
         }
         for i, row in enumerate(arrays["target"])
     ]
-
-
-def _train_jungle(n_models, n_classes, n_trees, n_classes_per_model, rng, verbose):
-    """Train bases and models; all arrays of the Bunch, under prefixed names."""
-    x_train, y_train, x_test, y_test = _images(n_classes, rng)
-    tree = rng.permutation(np.arange(n_models) % n_trees)
-    subsets = np.sort(
-        [rng.permutation(n_classes)[:n_classes_per_model] for _ in range(n_models)]
-    )  # (n_models, n_classes_per_model)
-    learning_rate = np.exp(rng.uniform(*np.log(_LEARNING_RATES), n_models))
-    learning_rate = learning_rate.astype(np.float32)
-    schedule = rng.choice(_finetune.SCHEDULES, n_models)
-    n_steps = rng.randint(_N_STEPS[0], _N_STEPS[1] + 1, n_models).astype(np.int64)
-    # torch draws from a generator of its own, never from the global one
-    generator = torch.Generator().manual_seed(int(rng.randint(2**31 - 1)))
-
-    units = np.full((n_models, n_classes), -1)
-    np.put_along_axis(units, subsets, np.arange(n_classes_per_model)[None], axis=1)
-    units = torch.from_numpy(units)
-    base_shapes = _finetune.layer_shapes(x_train.shape[1], _N_HIDDEN, n_classes)
-    shapes = _finetune.layer_shapes(x_train.shape[1], _N_HIDDEN, n_classes_per_model)
-
-    n_updates = n_trees * _BASE_N_STEPS + int(n_steps.sum())
-    with _progress(n_updates, verbose) as on_step:
-        common = {
-            "batch_size": _BATCH_SIZE,
-            "generator": generator,
-            "on_step": on_step,
-        }
-        bases = _finetune.train(
-            _finetune.draw_parameters(n_trees, base_shapes, generator),
-            base_shapes,
-            x_train,
-            y_train,
-            torch.arange(n_classes).repeat(n_trees, 1),
-            learning_rate=torch.full((n_trees,), _BASE_LEARNING_RATE),
-            schedule=["cosine"] * n_trees,
-            n_steps=torch.full((n_trees,), _BASE_N_STEPS),
-            **common,
-        )
-        models = _finetune.train(
-            _finetune.draw_parameters(n_models, shapes, generator, hidden=bases[tree]),
-            shapes,
-            x_train,
-            y_train,
-            units,
-            learning_rate=torch.from_numpy(learning_rate),
-            schedule=schedule.tolist(),
-            n_steps=torch.from_numpy(n_steps),
-            **common,
-        )
-
-    layers = _finetune.split_layers(models, shapes)
-    base_layers = _finetune.split_layers(bases, base_shapes)
-    arrays = {
-        "target": (units.numpy() >= 0).astype(np.int64),
-        "accuracy": _accuracy(layers, units, x_test, y_test),
-        "tree": tree.astype(np.int64),
-        "settings:learning_rate": learning_rate,
-        "settings:schedule": schedule,
-        "settings:n_steps": n_steps,
-    }
-    for name, values in layers.items():
-        arrays[f"layers:{name}"] = np.ascontiguousarray(values.numpy())
-    for name, values in base_layers.items():
-        if name.startswith(_finetune.HIDDEN_LAYERS):
-            arrays[f"bases:{name}"] = np.ascontiguousarray(values.numpy())
-    return arrays
-
-
-def _images(n_classes, rng):
-    """Training and held-out images, standardised, ``(n_images, 64)``, and classes."""
-    digits = load_digits()
-    n_digits = len(digits.target)
-    n_turns = -(-n_classes // 10)
-    held_out = np.zeros(n_digits, dtype=bool)
-    held_out[rng.permutation(n_digits)[: int(_HELD_OUT * n_digits)]] = True
-
-    images = np.stack([np.rot90(digits.images, k, axes=(1, 2)) for k in range(n_turns)])
-    images = images.reshape(n_turns * n_digits, -1).astype(np.float32)
-    classes = (digits.target + 10 * np.arange(n_turns)[:, None]).ravel()
-    # A digit held out is held out in all its rotations.
-    held_out = np.tile(held_out, n_turns)
-    wanted = classes < n_classes
-    train, test = wanted & ~held_out, wanted & held_out
-
-    # One scale for all pixels: scaling each by its own would blow up the border
-    # pixels, which are almost always empty.
-    images -= images[train].mean(axis=0)
-    images /= images[train].std()
-    return tuple(
-        torch.from_numpy(values[rows])
-        for rows in (train, test)
-        for values in (images, classes.astype(np.int64))
-    )
-
-
-@torch.no_grad()
-@_finetune.one_thread()
-def _accuracy(layers, units, images, classes):
-    accuracy = np.empty(len(units))
-    for i, own_units in enumerate(units):
-        own = own_units[classes] >= 0
-        logits = _finetune.predict(
-            {name: values[i : i + 1] for name, values in layers.items()},
-            images[own][None],
-        )  # (1, n_images, n_classes_per_model)
-        right = logits[0].argmax(dim=1) == own_units[classes[own]]
-        accuracy[i] = right.double().mean()
-    return accuracy
-
-
-@contextlib.contextmanager
-def _progress(total, verbose):
-    if not verbose:
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc="fine-tuning", unit="step", unit_scale=True) as bar:
-        yield bar.update
 
 
 def _class_name(index):

@@ -59,18 +59,51 @@ def draw_parameters(
     """
     columns = []
     for name, shape in shapes.items():
-        bound = 1 / math.sqrt(shapes[name.split(".")[0] + ".weight"][1])
+        bound = _bound(name, shapes)
         drawn = torch.empty((n_models, math.prod(shape)), dtype=torch.float32)
         columns.append(drawn.uniform_(-bound, bound, generator=generator))
     params = torch.cat(columns, dim=1)  # (n_models, n_params)
     if hidden is not None:
-        n_kept = sum(
-            math.prod(shape)
-            for name, shape in shapes.items()
-            if name.startswith("hidden")
-        )
+        n_kept = count_hidden(shapes)
         params[:, :n_kept] = hidden[:, :n_kept]
     return params
+
+
+def _bound(name, shapes):
+    layer, _, kind = name.partition(".")
+    if kind == "weight.lora_B":
+        return 0.0  # an adapter starts as no change at all
+    d_in = shapes[name if kind == "weight.lora_A" else f"{layer}.weight"][1]
+    return 1 / math.sqrt(d_in)
+
+
+def count_hidden(shapes: Shapes) -> int:
+    """Count the leading parameters that belong to hidden layers."""
+    return sum(
+        math.prod(shape) for name, shape in shapes.items() if name.startswith("hidden")
+    )
+
+
+def adapter_shapes(shapes: Shapes, rank: int) -> Shapes:
+    """Shapes where both hidden weights have adapters, and their biases are frozen."""
+    adapters = {}
+    for name in HIDDEN_LAYERS:
+        d_out, d_in = shapes[f"{name}.weight"]
+        adapters[f"{name}.weight.lora_B"] = (d_out, rank)
+        adapters[f"{name}.weight.lora_A"] = (rank, d_in)
+    heads = {n: shape for n, shape in shapes.items() if n.startswith("head")}
+    return adapters | heads
+
+
+def merge_adapters(layers: Layers, frozen: Layers) -> Layers:
+    """Add each network's adapters to its base's weights."""
+    merged = {n: values for n, values in layers.items() if n.startswith("head")}
+    for name in HIDDEN_LAYERS:
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        up, down = layers[f"{weight}.lora_B"], layers[f"{weight}.lora_A"]
+        merged[weight] = torch.baddbmm(frozen[weight], up, down)
+        merged[bias] = frozen[bias]
+    return merged
 
 
 def split_layers(params: torch.Tensor, shapes: Shapes) -> Layers:
@@ -103,6 +136,7 @@ def train(
     batch_size: int,
     generator: torch.Generator,
     on_step: Callable[[int], object] | None = None,
+    frozen: Layers | None = None,
 ) -> torch.Tensor:
     """Train every network on its own classes: cross-entropy, Adam, all parameters.
 
@@ -129,6 +163,8 @@ def train(
         Draws the batches.
     on_step : callable, optional
         Called after each step with the number of networks it has updated.
+    frozen : dict of tensors of shape (n_models, ...), optional
+        Each network's hidden layers, where `shapes` holds adapters of them.
 
     Returns
     -------
@@ -147,8 +183,13 @@ def train(
                 [schedule[i] for i in group.tolist()],
                 n_steps[group],
             )
+            backward = _backward
+            if frozen is not None:
+                backward = _AdapterBackward(
+                    {name: values[group] for name, values in frozen.items()}
+                )
             trained[group] = _train_group(
-                params[group], shapes, batches, rates, n_steps[group], on_step
+                params[group], shapes, batches, rates, n_steps[group], on_step, backward
             )
     return trained
 
@@ -192,7 +233,7 @@ class _Batches:
         return self.images[rows], self.units[:n].gather(1, self.classes[rows])
 
 
-def _train_group(params, shapes, batches, rates, n_steps, on_step):
+def _train_group(params, shapes, batches, rates, n_steps, on_step, backward):
     state = [params, *(torch.zeros_like(params) for _ in range(4))]
     n_active = None
     for step in range(int(n_steps[0])):
@@ -201,7 +242,7 @@ def _train_group(params, shapes, batches, rates, n_steps, on_step):
             n_active = still
             p, grad, mean, square, update = (rows[:still] for rows in state)
             layers, grads = split_layers(p, shapes), split_layers(grad, shapes)
-        _backward(layers, grads, *batches.draw(n_active))
+        backward(layers, grads, *batches.draw(n_active))
 
         # Adam. In place throughout: at this size memory traffic is the cost.
         mean.lerp_(grad, 1 - _BETA1)
@@ -229,6 +270,26 @@ def _backward(layers, grads, x, y):
     _write_grads(grads, "hidden2", error, h1)
     error = torch.bmm(error, layers["hidden2.weight"]).mul_(h1 > 0)
     _write_grads(grads, "hidden1", error, x)
+
+
+class _AdapterBackward:
+    """Write the gradient with respect to adapters of frozen hidden layers."""
+
+    def __init__(self, frozen):
+        self.frozen = frozen
+        self.dense_grads = {name: torch.empty_like(t) for name, t in frozen.items()}
+
+    def __call__(self, layers, grads, x, y):
+        n = len(x)
+        frozen = {name: values[:n] for name, values in self.frozen.items()}
+        dense_grads = {name: values[:n] for name, values in self.dense_grads.items()}
+        _backward(merge_adapters(layers, frozen), grads | dense_grads, x, y)
+        for name in HIDDEN_LAYERS:
+            weight = f"{name}.weight"
+            up, down = f"{weight}.lora_B", f"{weight}.lora_A"
+            # W = W_0 + B A:  dB = dW A^T,  dA = B^T dW
+            torch.bmm(dense_grads[weight], layers[down].mT, out=grads[up])
+            torch.bmm(layers[up].mT, dense_grads[weight], out=grads[down])
 
 
 def _affine(layers, name, x):

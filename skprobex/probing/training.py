@@ -200,7 +200,11 @@ def train(
         training = training[~torch.isin(training, validation)]
         held_out = {key: values[validation] for key, values in data.items()}
     optimizer = torch.optim.Adam(
-        network.parameters(), lr=learning_rate_init, weight_decay=alpha
+        network.parameters(),
+        lr=learning_rate_init,
+        weight_decay=alpha,
+        # One pass over the weights in place of a dozen.
+        fused=targets.device.type != "mps",
     )
     history = History()
     best, best_state, stalled = math.inf, None, 0
