@@ -15,6 +15,7 @@ from skprobex import (
 from skprobex.baselines import make_dense_expert
 from skprobex.datasets import make_model_tree
 from skprobex.exceptions import FileChangedError
+from skprobex.probing import inputs
 from skprobex.weights import _layer
 
 
@@ -72,6 +73,28 @@ def test_the_same_fit_as_in_memory(models, tree, layer, solver):
             rtol=1e-4,
             atol=1e-4,
         )
+
+
+@pytest.mark.filterwarnings("ignore:The adam solver reached max_iter")
+@pytest.mark.parametrize("layer", ["dense.weight", "lora.weight"])
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_networks_read_what_they_cannot_hold(
+    models, tree, layer, early_stopping, monkeypatch
+):
+    settings = {
+        "solver": "adam",
+        "center": "mean",
+        "views": ("xu", "log_xtx", "spectrum"),
+        "max_iter": 4,
+        "batch_size": 9,
+        "early_stopping": early_stopping,
+        "random_state": 0,
+    }
+    held = ProbeXClassifier(**settings).fit(models[layer].load(), tree[1])
+    monkeypatch.setattr(inputs, "HELD_BYTES", 0)
+    for W in (models[layer], models[layer].load()):
+        streamed = ProbeXClassifier(**settings).fit(W, tree[1])
+        np.testing.assert_allclose(streamed.loss_curve_, held.loss_curve_, rtol=1e-4)
 
 
 def test_low_rank_layers_need_no_center(models, tree):

@@ -8,12 +8,8 @@ from torch.func import functional_call
 
 from skprobex.probing.deltas import LowRankBatch
 from skprobex.probing.device import make_generator
-from skprobex.probing.networks import (
-    ProbingNetwork,
-    ViewInputs,
-    concatenate,
-    multiply,
-)
+from skprobex.probing.inputs import ViewInputs, concatenate
+from skprobex.probing.networks import ProbingNetwork, multiply
 from skprobex.probing.views import MATRIX_VIEWS, VIEWS
 
 N_MODELS, D_OUT, D_IN = 6, 5, 4
@@ -30,7 +26,14 @@ def W():
 def make_inputs(W, views, normalize=True, center=None):
     """What the network multiplies, and what made it."""
     make = ViewInputs(center, None, views, normalize, TYPICAL_NORM, {})
-    return make, make.fit_scales(make(torch.from_numpy(W)))
+    return make, fitted_inputs(make, torch.from_numpy(W))
+
+
+def fitted_inputs(make, batch):
+    """Inputs of a batch that is all there is to fit the scales on."""
+    inputs = make(batch)
+    make.fit_scales([inputs], (D_OUT, D_IN))
+    return make.scaled(inputs)
 
 
 def make_network(views, scales, standardize=False, seed=0):
@@ -154,7 +157,7 @@ def draw_factors(rank=2):
 def test_factors_multiply_like_their_product(name, normalize):
     batch = draw_factors()
     make = ViewInputs(None, None, (name,), normalize, TYPICAL_NORM, {})
-    inputs = make.fit_scales(make(batch))
+    inputs = fitted_inputs(make, batch)
     assert "delta" not in inputs
     deltas = (batch.B @ batch.A).numpy()
     matrices = matrices_of(deltas, name, None if normalize else TYPICAL_NORM)
@@ -176,7 +179,7 @@ def test_networks_read_factors_like_their_product(normalize, centred):
         make = ViewInputs(
             center, None, VIEWS, normalize, TYPICAL_NORM, {}, n_singular=D_IN
         )
-        inputs = make.fit_scales(make(form))
+        inputs = fitted_inputs(make, form)
         network = make_network(VIEWS, make.view_scales)
         outputs.append(network(inputs).detach().numpy())
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=1e-9)

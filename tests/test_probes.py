@@ -212,10 +212,11 @@ def wide(monkeypatch):
 
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=str)
 def test_probes_of_wide_layers_are_those_of_the_whole(candidate, wide):
-    (whole,) = fit_probes(wide, [candidate], 1.0, N_PROBES)
+    typical_norm = root_mean_square(torch.cat([factors.norms for factors in wide]))
+    (whole,) = fit_probes(wide, [candidate], typical_norm, N_PROBES)
     (expected,) = collect_features(wide, [whole])
     (probed,), (features,) = fit_features(
-        wide, [candidate], 1.0, N_PROBES, make_generator(0)
+        wide, [candidate], N_PROBES, make_generator(0)
     )
     # But for signs, which are fixed within the subspace.
     np.testing.assert_allclose(

@@ -13,6 +13,7 @@ import skprobex._base as base
 from skprobex import ProbeXClassifier, ProbeXRegressor
 from skprobex.datasets import make_model_tree
 from skprobex.probing.device import make_generator
+from skprobex.probing.inputs import HeldInputs
 from skprobex.probing.networks import ProbingNetwork
 from skprobex.probing.tasks import loss, score
 from skprobex.probing.training import train
@@ -70,9 +71,8 @@ def targets(data):
 
 def run(network, data, targets, task="multilabel", seed=0, **schedule):
     schedule = SCHEDULE | schedule
-    return train(
-        network, data, targets, task, generator=make_generator(seed), **schedule
-    )
+    held, generator = HeldInputs(data), make_generator(seed)
+    return train(network, held, targets, task, generator=generator, **schedule)
 
 
 def state_of(network):

@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from .deltas import DecomposedDeltas, root_mean_square
+from .deltas import DecomposedDeltas
 from .device import solver_device
 from .probes import ProbedView, fit_features
 from .ridge import RidgePath, centred_kernel
@@ -162,11 +162,7 @@ def fit_closed_form(
     ClosedFormExpert
     """
     candidates = candidate_views(views, normalize)
-    norms = torch.cat([factors.norms for factors in deltas])
-    typical_norm = root_mean_square(norms)
-    probed, features = fit_features(
-        deltas, candidates, typical_norm, n_probes, generator
-    )
+    probed, features = fit_features(deltas, candidates, n_probes, generator)
 
     device = solver_device(deltas.device)
     features = [part.to(device, torch.float64) for part in features]

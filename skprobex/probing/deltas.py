@@ -76,8 +76,37 @@ def root_mean_square(norms):
     return ((norms / largest).square().mean().sqrt() * largest).item()
 
 
-class DecomposedDeltas:
-    """Iterate over the spectral factors of ``X_i - C``, once or many times.
+class RepeatedPasses:
+    """Iterate over computed batches of tensors, once or many times.
+
+    What the first pass computed is kept up to `CACHE_BYTES`; beyond that, every pass
+    computes it again.
+    """
+
+    _cache = None
+
+    def _compute(self):
+        """Yield the batches, named tuples of tensors (or None)."""
+        raise NotImplementedError
+
+    def __iter__(self):
+        if self._cache is not None:
+            yield from self._cache
+            return
+        cache, size = [], 0
+        for batch in self._compute():
+            size += sum(p.numel() * p.itemsize for p in batch if p is not None)
+            if size <= CACHE_BYTES:
+                cache.append(batch)
+            else:
+                cache = []
+            yield batch
+        if size <= CACHE_BYTES:
+            self._cache = cache
+
+
+class DecomposedDeltas(RepeatedPasses):
+    """Spectral factors of ``X_i - C``, batch by batch.
 
     Parameters
     ----------
@@ -95,23 +124,11 @@ class DecomposedDeltas:
     def __init__(self, weights, center, sketch, device, dtype, progress=None):
         self.weights, self.center, self.sketch = weights, center, sketch
         self.device, self.dtype, self.progress = device, dtype, progress
-        self._cache = None
 
-    def __iter__(self):
-        if self._cache is not None:
-            yield from self._cache
-            return
-        cache, size = [], 0
+    def _compute(self):
         for batch in self.weights.batches(self.device, self.dtype):
             factors = decompose(subtract(batch, self.center), self.sketch)
-            size += sum(part.numel() * part.itemsize for part in factors)
-            if size <= CACHE_BYTES:
-                cache.append(factors)
-            else:
-                cache = []
             if self.progress is not None:
                 self.progress(len(factors.norms))
             yield factors
         self.progress = None
-        if size <= CACHE_BYTES:
-            self._cache = cache

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .deltas import RepeatedPasses, root_mean_square
 from .linalg import eigh_descending, fix_signs, qr
 from .views import MATRIX_VIEWS, View, scaled_singular, spectrum, symmetric_features
 
@@ -55,7 +56,7 @@ class ProbedView:
         return ((left * gain[:, None, :]) @ right.mT).flatten(1) / self.spread
 
 
-class SubspaceDeltas:
+class SubspaceDeltas(RepeatedPasses):
     """Deltas of wide layers, in coordinates of a subspace on each side.
 
     The subspace is the range of ``sum L log(1 + s^2 / e) L^T`` over all models, found
@@ -69,13 +70,21 @@ class SubspaceDeltas:
         The sides that the views look at; of the others nothing is kept.
     n_probes : int
     generator : torch.Generator
+
+    Attributes
+    ----------
+    norms : Tensor of shape (n_models,)
+    bases : dict of str to Tensor of shape (d, width)
+        The subspaces, of sides wider than them.
     """
 
     def __init__(self, deltas, sides, n_probes, generator):
         width = max(MIN_SUBSPACE, 3 * n_probes)
         loudness = View("log", "", "", logarithmic=True).gain
         tests, sums = {}, {}
+        self.norms = []
         for factors in deltas:
+            self.norms.append(factors.norms)
             gain = loudness(factors.singular)[:, None, :]
             # In one order, so that the same seed draws the same matrices.
             for side in sorted(sides):
@@ -89,25 +98,24 @@ class SubspaceDeltas:
                 flat = (basis * gain).permute(1, 0, 2).flatten(1)  # (d, b * k)
                 seen = basis.permute(1, 0, 2).flatten(1).T @ tests[side]
                 sums[side] = sums.get(side, 0) + flat @ seen
+        self.norms = torch.cat(self.norms)
         self.bases = {side: qr(total)[0] for side, total in sums.items()}
-        self._unseen = {"left", "right"} - sides
-        self._factors = [self._project(factors) for factors in deltas]
+        self._deltas, self._unseen = deltas, {"left", "right"} - sides
 
-    def __iter__(self):
-        return iter(self._factors)
-
-    def _project(self, factors):
-        projected = {
-            side: basis.T @ getattr(factors, side) for side, basis in self.bases.items()
-        }
-        return factors._replace(**projected, **dict.fromkeys(self._unseen))
+    def _compute(self):
+        for factors in self._deltas:
+            projected = {
+                side: basis.T @ getattr(factors, side)
+                for side, basis in self.bases.items()
+            }
+            yield factors._replace(**projected, **dict.fromkeys(self._unseen))
 
     def lift(self, probes, side):
         """Take probes back from the subspace to the weights, ``(d, n_probes)``."""
         return self.bases[side] @ probes if side in self.bases else probes
 
 
-def fit_features(deltas, candidates, typical_norm, n_probes, generator):
+def fit_features(deltas, candidates, n_probes, generator):
     """Find the probes of each candidate view, and probe the training models.
 
     The probes of a view are the leading eigenvectors of ``sum M_i M_i^T`` and
@@ -119,7 +127,6 @@ def fit_features(deltas, candidates, typical_norm, n_probes, generator):
     deltas : iterable of SpectralFactors
     candidates : list of (str, bool)
         Views and whether their deltas are normalised.
-    typical_norm : float
     n_probes : int
     generator : torch.Generator
 
@@ -131,6 +138,7 @@ def fit_features(deltas, candidates, typical_norm, n_probes, generator):
     views = [MATRIX_VIEWS[name] for name, _ in candidates if name != "spectrum"]
     sides = {side for view in views for side in (view.left, view.right)}
     deltas = SubspaceDeltas(deltas, sides, n_probes, generator)
+    typical_norm = root_mean_square(deltas.norms)
     probed = fit_probes(deltas, candidates, typical_norm, n_probes)
     features = collect_features(deltas, probed)
     for view in probed:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 
 from .deltas import LowRankBatch, delta_norms, root_mean_square, subtract
-from .networks import ProbingNetwork, ViewInputs, concatenate
+from .inputs import ViewInputs, training_inputs
+from .networks import ProbingNetwork
 from .tasks import loss, score
 from .views import MATRIX_VIEWS
 
@@ -132,11 +133,10 @@ def fit_neural(
             n_singular = max(n_singular or 0, deltas.A.shape[1])
     typical_norm = root_mean_square(torch.cat(norms))
     inputs = ViewInputs(center, sketch, views, normalize, typical_norm, {}, n_singular)
-    data = concatenate([inputs(batch) for batch in weights.batches(device, dtype)])
-    data = inputs.fit_scales(data)
+    data = training_inputs(inputs, weights, device)
 
     sizes = {
-        "view_shapes": _view_shapes(views, data, weights.lifted_shape[1:]),
+        "view_shapes": _view_shapes(inputs, weights.lifted_shape[1:]),
         "n_probes": n_probes,
         "projection_dim": projection_dim,
         "n_components": n_components,
@@ -180,7 +180,8 @@ def train(
     Parameters
     ----------
     network : ProbingNetwork
-    data : dict of str to Tensor
+    data : HeldInputs or StreamedInputs
+        Indexed by a tensor of models.
     targets : Tensor of shape (n_models, n_targets)
     task : one of ``tasks.TASKS``
     generator : torch.Generator
@@ -198,7 +199,6 @@ def train(
     training = torch.arange(n_models)
     if validation is not None:
         training = training[~torch.isin(training, validation)]
-        held_out = {key: values[validation] for key, values in data.items()}
     optimizer = torch.optim.Adam(
         network.parameters(),
         lr=learning_rate_init,
@@ -213,9 +213,8 @@ def train(
             order = training[torch.randperm(len(training), generator=generator)]
             epoch_loss = 0.0
             for index in order.to(targets.device).split(batch_size):
-                batch = {key: values[index] for key, values in data.items()}
                 weight = None if sample_weight is None else sample_weight[index]
-                batch_loss = loss(task, network(batch), targets[index], weight)
+                batch_loss = loss(task, network(data[index]), targets[index], weight)
                 optimizer.zero_grad(set_to_none=True)
                 batch_loss.backward()
                 optimizer.step()
@@ -226,7 +225,8 @@ def train(
             current = history.losses[-1]
             if validation is not None:
                 with torch.no_grad():
-                    outputs = network(held_out)
+                    parts = validation.to(targets.device).split(batch_size)
+                    outputs = torch.cat([network(data[index]) for index in parts])
                 current = -score(task, outputs, targets[validation])
                 history.validation_scores.append(-current)
             stalled = 0 if current < best - tol else stalled + 1
@@ -244,18 +244,14 @@ def train(
     return history
 
 
-def _view_shapes(views, data, weight_shape):
-    """Rows and columns of each view's matrix."""
-    d_out, d_in = weight_shape
-    sides = {"left": d_out, "right": d_in}
-    shapes = {}
-    for name in views:
-        if name == "spectrum":
-            shapes[name] = (data[name].shape[1], 0)
-        else:
-            view = MATRIX_VIEWS[name]
-            shapes[name] = (sides[view.left], sides[view.right])
-    return shapes
+def _view_shapes(inputs, weight_shape):
+    """Rows and columns of each view's matrix; the length of the spectrum."""
+    return {
+        name: (len(inputs.spectrum_mean), 0)
+        if name == "spectrum"
+        else MATRIX_VIEWS[name].shape(weight_shape)
+        for name in inputs.views
+    }
 
 
 def _check_same_sizes(sizes, before):

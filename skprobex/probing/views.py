@@ -44,6 +44,11 @@ class View:
     def symmetric(self):
         return self.left == self.right
 
+    def shape(self, weight_shape):
+        """Rows and columns of the view of a layer ``(d_out, d_in)``."""
+        sides = dict(zip(("left", "right"), weight_shape, strict=True))
+        return sides[self.left], sides[self.right]
+
     def gain(self, singular):
         """Turn the delta's singular values into the view's, same shape."""
         if self.logarithmic:

@@ -32,6 +32,9 @@ class DenseWeights:
     def __len__(self):
         return self.lifted_shape[0]
 
+    def __getitem__(self, index):
+        return DenseWeights(self.array[index])
+
     def batches(self, device, dtype=None):
         """Yield the models in order as finite tensors ``(b, d_out, d_in)``.
 
