@@ -110,7 +110,7 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
         Parameters
         ----------
-        W : DenseWeights
+        W : DenseWeights, LowRankWeights or LayerWeights
         targets : ndarray of shape (n_models, n_targets)
         task : one of ``probing.tasks.TASKS``
         stratify : ndarray or None
@@ -167,9 +167,6 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         if self.early_stopping:
             validation = self._split_validation(stratify, len(W), random_state)
         n_training = len(W) - (0 if validation is None else len(validation))
-        batch_size = (
-            DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size
-        )
         with ProgressBar(self.verbose, self, self.max_iter, "epoch") as bar:
             network = fit_neural(
                 W,
@@ -188,18 +185,25 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 warm_start=warm_start,
                 sample_weight=sample_weight,
                 validation=validation,
-                learning_rate_init=self.learning_rate_init,
-                max_iter=self.max_iter,
-                batch_size=min(batch_size, n_training),
-                alpha=self.alpha,
-                tol=self.tol,
-                n_iter_no_change=self.n_iter_no_change,
                 progress=lambda loss: bar.update(1, loss=loss),
+                **self._schedule(n_training),
             )
         if expert:
             network.view_scores = expert.view_scores
         self._warn_unfinished(network.history)
         return to_arrays(network)
+
+    def _schedule(self, n_training):
+        """How the network is trained, from the parameters."""
+        size = DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size
+        return {
+            "learning_rate_init": self.learning_rate_init,
+            "max_iter": self.max_iter,
+            "batch_size": min(size, n_training),
+            "alpha": self.alpha,
+            "tol": self.tol,
+            "n_iter_no_change": self.n_iter_no_change,
+        }
 
     def _publish(self, expert, slope=None, offset=None):
         """Set the fitted attributes, all at once; they share the expert's memory.

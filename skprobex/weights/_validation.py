@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.utils.validation import validate_data
 
 from ._collection import ModelCollection
@@ -40,7 +41,8 @@ def validate_weights(estimator, W, *, reset):
     TypeError
         Sparse input, data that are no numbers, or several layers at once.
     """
-    if isinstance(W, (dict, ModelCollection)):
+    # A sparse matrix of keys may be a dict as well.
+    if isinstance(W, (dict, ModelCollection)) and not issparse(W):
         layers = W if isinstance(W, dict) else W.layers
         raise TypeError(
             f"W holds {len(layers)} layers: pick one by its name, such as "
