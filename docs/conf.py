@@ -18,6 +18,7 @@ extensions = [
 # No intersphinx: the documentation builds without a network.
 
 templates_path = ["_templates"]
+html_static_path = ["_static"]
 exclude_patterns = ["_build", "**/GALLERY_HEADER.rst"]
 default_role = "literal"
 

@@ -1,9 +1,10 @@
 """Learn from the weights of neural networks with the scikit-learn API."""
 
-from . import baselines, datasets, exceptions
+from . import baselines, datasets, exceptions, inspection, trees
 from ._classifier import ProbeXClassifier
 from ._regressor import ProbeXRegressor
 from .io import open_models, save_models
+from .trees import ModelTreeClustering, TreeExperts, recover_heritage
 from .weights import LayerWeights, LowRankWeights, ModelCollection
 
 __version__ = "0.1.0.dev0"
@@ -12,6 +13,10 @@ __all__ = [
     # Estimators
     "ProbeXClassifier",
     "ProbeXRegressor",
+    # Model Trees
+    "ModelTreeClustering",
+    "TreeExperts",
+    "recover_heritage",
     # Files of weights
     "open_models",
     "save_models",
@@ -23,4 +28,6 @@ __all__ = [
     "baselines",
     "datasets",
     "exceptions",
+    "inspection",
+    "trees",
 ]

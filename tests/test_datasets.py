@@ -59,7 +59,7 @@ def test_jungle_keys_and_shapes(jungle):
     n = 30
     assert set(jungle) == {
         *("data", "target", "target_names", "layers", "models", "settings", "accuracy"),
-        *("tree", "bases", "DESCR"),
+        *("tree", "parents", "generation", "bases", "DESCR"),
     }
     assert jungle.data.shape == (n, 64, 64) and jungle.data.dtype == np.float32
     assert jungle.data is jungle.layers["hidden2.weight"]

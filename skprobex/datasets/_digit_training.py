@@ -89,6 +89,7 @@ def grow_jungle(
             frozen = None
         else:
             frozen = _finetune.split_layers(hidden, base_shapes)
+            frozen = {n: v for n, v in frozen.items() if n.startswith("hidden")}
             shapes = _finetune.adapter_shapes(shapes, rank)
             models = _finetune.draw_parameters(n_models, shapes, generator)
         for number in range(1, n_generations + 1):

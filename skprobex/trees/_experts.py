@@ -1,0 +1,400 @@
+"""TreeExperts."""
+
+from numbers import Integral
+
+import numpy as np
+from sklearn.base import (
+    BaseEstimator,
+    MetaEstimatorMixin,
+    clone,
+    is_classifier,
+    is_regressor,
+)
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils import check_array, get_tags
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from .._base import all_or_nothing
+from .._sklearn import Interval, _fit_context
+from ..weights import ModelCollection
+from ._clustering import ModelTreeClustering
+from ._delegation import (
+    ask,
+    below_all,
+    centered,
+    expert_has,
+    find_trees,
+    merge_answers,
+    n_outputs,
+    spread_columns,
+    warn_pooled,
+    zeros,
+)
+from ._forms import stack_models, take
+
+
+class TreeExperts(MetaEstimatorMixin, BaseEstimator):
+    """Fit one expert for each Model Tree, and ask the right one.
+
+    Within a Model Tree what a model was trained on is easily read from its weights;
+    across trees it is not, and models of other trees do harm [1]_. The router divides
+    the models into trees; each tree gets a clone of the estimator, centred on the
+    tree's own base; predictions come back in the order given.
+
+    Parameters
+    ----------
+    estimator : estimator
+        The expert: a classifier, a regressor, an embedder, or a pipeline that ends in
+        one. Where a parameter ``center`` is ``"auto"``, each clone gets its tree's
+        centre in its place.
+    router : estimator, default=None
+        Has `labels_` after ``fit(W)``, and ``predict(W)`` which may say -1. None is a
+        `ModelTreeClustering`.
+    min_models : int, default=10
+        A tree of fewer models gets no expert of its own; see Notes.
+    layer : str, default=None
+        The layer that experts are given, where W holds several. None: for each tree the
+        one that the router looked at. ``"all"``: the whole collection.
+
+    Attributes
+    ----------
+    router_ : estimator
+        The fitted router.
+    experts_ : list of estimator
+        The fitted expert of each tree. Trees without their own share one.
+    own_expert_ : ndarray of shape (n_trees,)
+        Whether each tree has an expert of its own.
+    classes_ : ndarray of shape (n_classes,)
+        Labels seen in any tree; of classifiers only.
+    n_features_in_ : int
+        d_out, where W is one layer.
+    feature_names_in_ : ndarray of shape (d_out,)
+        Column names, where `fit` saw a data frame of 1-D weights.
+
+    See Also
+    --------
+    ModelTreeClustering : The router.
+
+    Notes
+    -----
+    A tree with fewer than `min_models` models, or with one class only, gets an expert
+    fitted on all models of its weights' shape; if these have one class only, too, or
+    are too few, it says the most frequent class, or the mean. `fit` warns once.
+
+    A model that the router puts into no tree is given to the expert of the nearest one
+    if the router knows it (`ModelTreeClustering` does unless the architecture is
+    unknown), else to the largest tree's; `predict` warns.
+
+    Classes that an expert has not seen get probability 0 and, in the decision function,
+    one less than the least of the others. `transform` joins the experts' own
+    representations, which have nothing in common unless the estimator sees to it, as
+    embedders do; narrower ones are padded with zeros.
+
+    References
+    ----------
+    .. [1] E. Horwitz, B. Cavia, J. Kahana, Y. Hoshen, "Learning on Model Weights using
+       Tree Experts", CVPR 2025, arXiv 2410.13569.
+
+    Examples
+    --------
+    >>> from skprobex import ProbeXClassifier
+    >>> from skprobex.datasets import make_digit_jungle
+    >>> from skprobex.trees import TreeExperts
+    >>> W, Y = make_digit_jungle(60, 4, n_trees=2, cache=False, return_X_y=True)
+    >>> experts = TreeExperts(ProbeXClassifier()).fit(W[:50], Y[:50])
+    >>> experts.router_.n_trees_, len(experts.experts_)
+    (2, 2)
+    >>> experts.predict(W[50:]).shape
+    (10, 4)
+    """
+
+    _parameter_constraints = {
+        "estimator": "no_validation",
+        "router": "no_validation",
+        "min_models": [Interval(Integral, 1, None, closed="left")],
+        "layer": [None, str],
+    }
+
+    def __init__(self, estimator, router=None, *, min_models=10, layer=None):
+        self.estimator = estimator
+        self.router = router
+        self.min_models = min_models
+        self.layer = layer
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    @all_or_nothing
+    def fit(self, W, y=None):
+        """Divide the models into trees, and fit an expert for each.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            One layer of each model; a `ModelCollection`, or a list of arrays, one for
+            each model, whose shapes may differ.
+        y : array-like of shape (n_models,) or (n_models, n_outputs), default=None
+            What the estimator is to predict.
+
+        Returns
+        -------
+        TreeExperts
+            The fitted estimator itself.
+
+        Raises
+        ------
+        ValueError
+            What the router and the experts refuse.
+        """
+        if y is None and (is_classifier(self) or is_regressor(self)):
+            raise ValueError(
+                f"This {type(self).__name__} estimator requires y to be passed, but "
+                "the target y is None."
+            )
+        router = ModelTreeClustering() if self.router is None else clone(self.router)
+        router.fit(W)
+        labels = np.asarray(router.labels_)
+        if y is not None:
+            check_consistent_length(labels, y)
+            if is_classifier(self) or is_regressor(self):
+                y = check_array(
+                    y, ensure_2d=False, allow_nd=True, dtype=None, input_name="y"
+                )
+            y = np.asarray(y)
+        self.router_ = router
+        for name in ("n_features_in_", "feature_names_in_"):
+            vars(self).pop(name, None)
+            if hasattr(router, name):
+                setattr(self, name, getattr(router, name))
+        if is_classifier(self):
+            is_multilabel = type_of_target(y).startswith("multilabel")
+            self.classes_ = np.arange(y.shape[1]) if is_multilabel else np.unique(y)
+            self._is_multilabel = is_multilabel
+
+        n_trees = labels.max() + 1
+        members = [np.flatnonzero(labels == tree) for tree in range(n_trees)]
+        self.own_expert_ = np.array(
+            [len(own) >= self.min_models and self._can_learn(y, own) for own in members]
+        )
+        if n_trees == 1:
+            # Nothing to fall back on: the estimator says itself what it lacks.
+            self.own_expert_[:] = True
+        pooled = {}
+        experts = []
+        for tree, own in enumerate(members):
+            if self.own_expert_[tree]:
+                experts.append(self._fit_expert(W, y, own, tree))
+                continue
+            key = self._form(tree)
+            if key not in pooled:
+                alike = [t for t in range(n_trees) if self._form(t) == key]
+                rows = np.concatenate([members[t] for t in alike])
+                pooled[key] = self._fit_pooled(W, y, np.sort(rows), tree)
+            experts.append(pooled[key])
+        self.experts_ = experts
+        warn_pooled(members, self.own_expert_, self.min_models)
+        return self
+
+    def _can_learn(self, y, rows):
+        if not is_classifier(self) or self._is_multilabel:
+            return True
+        return len(np.unique(y[rows])) > 1
+
+    def _form(self, tree):
+        """What trees must have in common to be pooled."""
+        router = self.router_
+        center = getattr(router, "centers_", [None] * (tree + 1))[tree]
+        layer = getattr(router, "layers_", [None] * (tree + 1))[tree]
+        return layer, None if center is None else np.shape(center)
+
+    def _fit_expert(self, W, y, rows, tree):
+        expert = clone(self.estimator)
+        center = getattr(self.router_, "centers_", None)
+        if center is not None and center[tree] is not None:
+            expert.set_params(**centered(expert, center[tree]))
+        W = self._select(W, rows, tree)
+        return expert.fit(W) if y is None else expert.fit(W, y[rows])
+
+    def _fit_pooled(self, W, y, rows, tree):
+        if len(rows) >= self.min_models and self._can_learn(y, rows):
+            W = self._select(W, rows, tree)
+            expert = clone(self.estimator)
+            return expert.fit(W) if y is None else expert.fit(W, y[rows])
+        if is_classifier(self):
+            dummy = DummyClassifier(strategy="prior")
+        elif is_regressor(self):
+            dummy = DummyRegressor()
+        else:
+            raise ValueError(
+                f"Model Tree {tree} and those of its shape have {len(rows)} models in "
+                f"all, fewer than min_models={self.min_models}: leave them out, or "
+                "lower min_models."
+            )
+        return dummy.fit(np.zeros((len(rows), 1)), y[rows])
+
+    def _select(self, W, rows, tree):
+        """Take models, and the layer that the tree's expert looks at."""
+        selected = take(W, rows)
+        if isinstance(W, (ModelCollection, dict)):
+            if self.layer == "all":
+                return selected
+            layers = getattr(self.router_, "layers_", None)
+            layer = layers[tree] if self.layer is None and layers else self.layer
+            return selected[layer]
+        return stack_models(selected) if isinstance(selected, list) else selected
+
+    def _ask(self, W, method, join=None):
+        """Ask each tree's expert; answers in the order of W."""
+        check_is_fitted(self)
+        trees = find_trees(self.router_, W)
+        answers = []
+        for tree in np.unique(trees):
+            rows = np.flatnonzero(trees == tree)
+            expert, selected = self.experts_[tree], self._select(W, rows, tree)
+            answer = ask(expert, method, selected)
+            answers.append((rows, answer if join is None else join(expert, answer)))
+        return merge_answers(answers, len(trees))
+
+    def predict(self, W):
+        """Let each model's own expert predict.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            As in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_models,) or (n_models, n_outputs)
+            In the order of W.
+        """
+        return self._ask(W, "predict")
+
+    @available_if(expert_has("predict_proba"))
+    def predict_proba(self, W):
+        """Let each model's own expert predict probabilities.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            As in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_models, n_classes) or (n_models, n_labels)
+            Columns as in `classes_`; 0 for classes that the model's expert has not
+            seen.
+        """
+        return self._ask(W, "predict_proba", self._spread(zeros))
+
+    @available_if(expert_has("decision_function"))
+    def decision_function(self, W):
+        """Let each model's own expert compute decision values.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            As in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_models,), (n_models, n_classes) or (n_models, n_labels)
+            One column for two classes, one a class or label otherwise. Values of
+            different experts are on one scale as far as their own are log-odds.
+        """
+        decisions = self._ask(W, "decision_function", self._spread(below_all))
+        if self._is_multilabel or len(self.classes_) != 2:
+            return decisions
+        return decisions[:, 1] if decisions.ndim == 2 else decisions
+
+    @available_if(expert_has("transform"))
+    def transform(self, W):
+        """Let each model's own expert represent it.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            As in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_models, n_components)
+            See Notes on what representations of different experts have in common.
+        """
+        return self._ask(W, "transform", self._pad)
+
+    @available_if(expert_has("transform"))
+    def fit_transform(self, W, y=None):
+        """Fit, then represent the same models.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            As in fit.
+        y : array-like of shape (n_models,) or (n_models, n_outputs), default=None
+            As in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_models, n_components)
+            As `transform` returns.
+        """
+        return self.fit(W, y).transform(W)
+
+    def _pad(self, expert, answer):
+        """Widen to the widest expert's, whichever experts are asked."""
+        widths = [n_outputs(expert, answer.shape[1]) for expert in self.experts_]
+        return np.pad(answer, [(0, 0), (0, max(widths) - answer.shape[1])])
+
+    def score(self, W, y):
+        """Score the predictions.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            As in fit.
+        y : array-like of shape (n_models,) or (n_models, n_outputs)
+            The truth.
+
+        Returns
+        -------
+        float
+            Accuracy of a classifier (all labels of a model right, where there are
+            several), R^2 of a regressor; otherwise the mean over trees, by their
+            number of models, of what the experts' own `score` says.
+        """
+        if is_classifier(self):
+            return accuracy_score(y, self.predict(W))
+        if is_regressor(self):
+            return r2_score(y, self.predict(W))
+        check_is_fitted(self)
+        trees, y = find_trees(self.router_, W), np.asarray(y)
+        total = 0.0
+        for tree in np.unique(trees):
+            rows = np.flatnonzero(trees == tree)
+            selected = self._select(W, rows, tree)
+            total += self.experts_[tree].score(selected, y[rows]) * len(rows)
+        return total / len(trees)
+
+    def _spread(self, unseen):
+        """Put an expert's columns where `classes_` has them."""
+
+        def join(expert, answer):
+            if self._is_multilabel:
+                return answer
+            return spread_columns(answer, expert.classes_, self.classes_, unseen)
+
+        return join
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        expert = get_tags(self.estimator)
+        tags.estimator_type = expert.estimator_type
+        tags.classifier_tags = expert.classifier_tags
+        tags.regressor_tags = expert.regressor_tags
+        tags.transformer_tags = expert.transformer_tags
+        tags.target_tags = expert.target_tags
+        tags.input_tags.two_d_array = True
+        tags.input_tags.three_d_array = True
+        return tags

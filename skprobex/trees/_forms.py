@@ -1,0 +1,193 @@
+"""Divide models by what needs no reading: architecture, and declared base."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import issparse
+
+from ..exceptions import MissingLayerError
+from ..weights import DenseWeights, ModelCollection, validate_weights
+from ..weights._collection import base_model
+
+
+class Form(NamedTuple):
+    """What models must have in common to be of one Model Tree."""
+
+    layer: str | None
+    shape: tuple[int, int]
+    is_low_rank: bool = False
+    # Only of adapters: weights that are all there tell their base themselves.
+    base: str | None = None
+
+
+class Part(NamedTuple):
+    """The models of one form."""
+
+    form: Form | None  # None: no tree can hold them
+    positions: np.ndarray
+    weights: object = None
+
+
+def split_forms(estimator, W, layer, *, forms=None):
+    """Divide W into parts of one form each.
+
+    Parameters
+    ----------
+    estimator : estimator
+        For `validate_weights`; gets ``n_features_in_``, where W is one layer.
+    W : weights, ModelCollection, dict of weights, or list of arrays
+    layer : str or None
+    forms : list of Form, optional
+        Those seen in fit; models of others come as parts without one.
+
+    Returns
+    -------
+    list of Part
+    """
+    if issparse(W):  # first of all: some of them are mappings
+        raise TypeError("W is a sparse matrix: pass a dense one (W.toarray()).")
+    if isinstance(W, Mapping):
+        W = ModelCollection.from_layers(W)
+    if isinstance(W, ModelCollection):
+        return _split_collection(W, layer, forms)
+    if layer is not None:
+        raise ValueError(
+            f"layer={layer!r} picks a layer of a ModelCollection or a dict, but W is "
+            f"{type(W).__name__}: pass layer=None."
+        )
+    if _is_list_of_arrays(W) and (len({_shape(w) for w in W}) > 1 or len(W) == 1):
+        return _split_list(W, forms)
+    if forms is not None and not hasattr(estimator, "weight_shape_"):
+        # Seen in fit were several forms, or a collection: no one shape to hold W to.
+        if not hasattr(W, "batches"):
+            return _split_list(list(W), forms)
+        weights = W
+    else:
+        weights = validate_weights(estimator, W, reset=forms is None)
+    form = Form(None, weights.lifted_shape[1:], weights.is_low_rank)
+    form = form if _is_known(form, forms) else None
+    return [Part(form, np.arange(len(weights)), weights)]
+
+
+def take(W, positions):
+    """Select models by position, whatever holds them."""
+    if isinstance(W, Mapping):
+        return {name: take(layer, positions) for name, layer in W.items()}
+    if isinstance(W, (list, tuple)):
+        return [W[i] for i in positions]
+    if hasattr(W, "iloc"):
+        return W.iloc[positions]
+    return (W if hasattr(W, "__getitem__") else np.asarray(W))[positions]
+
+
+def _is_list_of_arrays(W):
+    if isinstance(W, np.ndarray) and W.dtype == object and W.ndim == 1:
+        return True
+    return (
+        isinstance(W, (list, tuple))
+        and len(W) > 0
+        and all(isinstance(w, (np.ndarray, torch.Tensor)) for w in W)
+        and all(w.ndim > 0 for w in W)
+    )
+
+
+def _shape(w):
+    return tuple(np.shape(w))
+
+
+def stack_models(models):
+    """Stack arrays or tensors of one shape, of whatever dtypes, to one array."""
+    arrays = [
+        w.detach().cpu().to(w.dtype if w.dtype == torch.float64 else torch.float32)
+        if isinstance(w, torch.Tensor)
+        else np.asarray(w)
+        for w in models
+    ]
+    return np.stack([np.asarray(w) for w in arrays])
+
+
+def _split_list(W, forms):
+    shapes = [_shape(w) for w in W]
+    for i, shape in enumerate(shapes):
+        if len(shape) < 1 or 0 in shape:
+            raise ValueError(
+                f"W[{i}] has shape {shape}: expected one model's weights, "
+                "(d_out, d_in) or (d,)."
+            )
+    # Largest first, then by first appearance.
+    order = sorted(Counter(shapes).items(), key=lambda item: (-item[1], item[0]))
+    parts = []
+    for shape, _ in order:
+        positions = np.array([i for i, s in enumerate(shapes) if s == shape])
+        weights = DenseWeights(stack_models([W[i] for i in positions]))
+        form = Form(None, weights.lifted_shape[1:])
+        parts.append(Part(form if _is_known(form, forms) else None, positions, weights))
+    return parts
+
+
+def _split_collection(models, layer, forms):
+    found = {}
+    bases = [base_model(entry) for entry in models.metadata]
+    groups = models.groups
+    for group in range(groups.max() + 1):
+        positions = np.flatnonzero(groups == group)
+        form = _form_of(models[positions], bases[positions[0]], layer, forms)
+        found.setdefault(form, []).append(positions)
+    parts = []
+    for form, positions in found.items():
+        positions = np.sort(np.concatenate(positions))
+        if form is None:
+            parts.append(Part(None, positions))
+            continue
+        weights = models[positions][form.layer]
+        if not hasattr(weights, "batches"):
+            weights = DenseWeights(
+                weights.detach() if torch.is_tensor(weights) else np.asarray(weights)
+            )
+        parts.append(Part(form, positions, weights))
+    return sorted(parts, key=lambda part: (part.form is None, -len(part.positions)))
+
+
+def _form_of(models, base, layer, forms):
+    """The form of models of one architecture and declared base."""
+    infos = {name: info for name, info in models.layers.items() if info.n_forms == 1}
+    candidates = []
+    for name in [layer] if layer is not None else list(infos):
+        if name not in infos:
+            continue
+        info = infos[name]
+        shape = info.shape or (1,)
+        lifted = (shape[0], int(np.prod(shape[1:], dtype=np.int64)))
+        form = Form(name, lifted, info.is_low_rank, base if info.is_low_rank else None)
+        candidates.append(form)
+    if forms is not None:
+        return next((form for form in candidates if form in forms), None)
+    if layer is not None and not candidates:
+        raise MissingLayerError(
+            f"{len(models)} models, such as {models.names[0]!r}, have no layer "
+            f"{layer!r}. They have {', '.join(map(repr, list(infos)[:5]))}: pass one "
+            "that all models have, or layer=None for one of each architecture."
+        )
+    if not candidates:
+        raise ValueError(f"Model {models.names[0]!r} has no layers.")
+    return _typical(candidates)
+
+
+def _typical(forms):
+    """Pick a matrix from the middle of the network.
+
+    The shape that most layers have is that of the blocks, which fine-tuning moves
+    gently; heads and embeddings are often replaced, and are shaped otherwise.
+    """
+    matrices = [form for form in forms if min(form.shape) > 1] or forms
+    counts = Counter(form.shape for form in matrices)
+    shape = max(counts, key=lambda s: (counts[s], s[0] * s[1]))
+    usual = [form for form in matrices if form.shape == shape]
+    return usual[(len(usual) - 1) // 2]
+
+
+def _is_known(form, forms):
+    return forms is None or form in forms

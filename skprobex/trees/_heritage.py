@@ -1,0 +1,327 @@
+"""Who descends from whom within a Model Tree."""
+
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+
+from ..probing.deltas import as_dense
+from ..probing.device import as_array, resolve_device
+from ..weights import ModelCollection
+from ._arborescence import minimum_arborescence
+from ._clustering import ModelTreeClustering
+from ._distances import Sketcher, squared_distances
+from ._forms import split_forms
+from ._parts import _rows
+
+_SKETCH_SIZE = 128
+_STATISTICS = ("norm", "kurtosis")
+
+
+@dataclass(eq=False)
+class Heritage:
+    """Who descends from whom; what `recover_heritage` returns.
+
+    Parameters
+    ----------
+    parents_ : ndarray of shape (n_models,)
+        The model that each model was fine-tuned from; -1 for roots.
+    scores_ : ndarray of shape (n_models,)
+        How sure each parent is: the share by which the next best is farther, from 0 to
+        1; NaN for roots.
+    roots_ : ndarray of shape (n_trees,)
+        The root of each tree.
+    labels_ : ndarray of shape (n_models,)
+        The tree of each model.
+    statistic_ : ndarray of shape (n_models,)
+        What grows with training; the roots have the least of it.
+    names : list of str, default=None
+        The models' names.
+
+    See Also
+    --------
+    recover_heritage : Makes these.
+    """
+
+    parents_: np.ndarray
+    scores_: np.ndarray
+    roots_: np.ndarray
+    labels_: np.ndarray
+    statistic_: np.ndarray
+    names: list | None = None
+
+    @property
+    def generation_(self):
+        """Number of steps from the root, ``(n_models,)``; 0 for roots."""
+        generation = np.zeros(len(self.parents_), dtype=np.int64)
+        above = self.parents_.copy()
+        while (above >= 0).any():
+            generation += above >= 0
+            above = np.where(above >= 0, self.parents_[above], -1)
+        return generation
+
+    def to_networkx(self):
+        """Make a directed graph with an edge from each parent to each child.
+
+        Returns
+        -------
+        networkx.DiGraph
+            Nodes are the models' names, if there are any, or their positions, with
+            attributes ``tree`` and ``generation``; edges have a ``score``.
+
+        Raises
+        ------
+        ImportError
+            If networkx is not installed.
+        """
+        try:
+            import networkx as nx
+        except ImportError as error:
+            raise ImportError(
+                "to_networkx needs networkx (pip install networkx); parents_ has the "
+                "same as an array."
+            ) from error
+        names = self.names or list(range(len(self.parents_)))
+        graph = nx.DiGraph()
+        generation = self.generation_
+        for i, name in enumerate(names):
+            graph.add_node(
+                name, tree=int(self.labels_[i]), generation=int(generation[i])
+            )
+        for i, parent in enumerate(self.parents_):
+            if parent >= 0:
+                graph.add_edge(names[parent], names[i], score=float(self.scores_[i]))
+        return graph
+
+    def plot(self, ax=None):
+        """Draw the trees, roots on top; needs matplotlib.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Where to draw. None makes a figure.
+
+        Returns
+        -------
+        ModelTreeDisplay
+            With `ax_` and `figure_`.
+        """
+        from ..inspection import ModelTreeDisplay
+
+        return ModelTreeDisplay.from_heritage(self, ax=ax)
+
+
+def recover_heritage(
+    W,
+    n_trees=1,
+    *,
+    statistic="norm",
+    direction_weight=0.0,
+    roots=None,
+    layer=None,
+    device="auto",
+    random_state=0,
+):
+    r"""Recover who was fine-tuned from whom.
+
+    A model is closer to its parent than to any other model that is not its own
+    descendant: fine-tunes go off at almost right angles, so that squared distances add
+    up along the branches. And training leaves a trace that only grows. So each tree is
+    the spanning arborescence (directed tree) that minimises
+
+    .. math:: \sum_{c} \|X_{p(c)} - X_c\|^2
+        + \lambda \, \bar{d} \, [s_{p(c)} > s_c],
+
+    with s the statistic, :math:`\bar{d}` the mean squared distance, and the root where
+    s is least. The idea is that of Model Tree Heritage Recovery [1]_.
+
+    Parameters
+    ----------
+    W : array-like of shape (n_models, d_out, d_in)
+        One layer of each model; also a `ModelCollection` or a list of arrays, as in
+        `ModelTreeClustering`.
+    n_trees : int, default=1
+        Number of Model Trees; None finds it. Models are first divided by a
+        `ModelTreeClustering`.
+    statistic : {"norm", "kurtosis"} or array-like of shape (n_models,), default="norm"
+        What grows with training: the Frobenius norm of the weights, the excess kurtosis
+        of their entries, or numbers of your own, such as dates.
+    direction_weight : float, default=0.0
+        :math:`\lambda`: the cost of an edge from more to less of the statistic. With 0
+        the statistic names the root only, which was best wherever it was measured; see
+        Notes.
+    roots : int or sequence of int, default=None
+        Positions of models known to be roots. Other trees find theirs.
+    layer : str, default=None
+        The layer to look at, where W holds several.
+    device : str, default="auto"
+        ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or
+        ``"mps"``.
+    random_state : int, RandomState instance or None, default=0
+        Draws the projection of layers with more than 16,384 weights.
+
+    Returns
+    -------
+    Heritage
+        With `parents_`, `scores_`, `roots_`, `labels_`, `to_networkx` and `plot`.
+
+    Raises
+    ------
+    ValueError
+        Models of more architectures than `n_trees`, two roots in one tree, a statistic
+        of another length.
+
+    Notes
+    -----
+    On digit jungles of 1 base, 4 children and 16 grandchildren the defaults find all
+    but 0.5 % of parents from the first hidden layer, and all from the second. Steering
+    every edge by the statistic is worse: weights grow with training on average, not in
+    every single step. Kurtosis names the root less often than the norm does.
+
+    The norm grows where nothing holds it back: training with strong weight decay may
+    shrink it; name the root then. A base that is not among the models has no stand-in:
+    its children become each other's.
+
+    References
+    ----------
+    .. [1] E. Horwitz, A. Shul, Y. Hoshen, "Unsupervised Model Tree Heritage Recovery",
+       arXiv 2405.18432.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skprobex.datasets import make_digit_jungle
+    >>> from skprobex.trees import recover_heritage
+    >>> jungle = make_digit_jungle(6, n_generations=2, cache=False)
+    >>> base = jungle.bases["hidden2.weight"]
+    >>> heritage = recover_heritage(np.concatenate([base, jungle.data]))
+    >>> heritage.roots_
+    array([0])
+    >>> bool((heritage.parents_[1:] == jungle.parents + 1).all())
+    True
+    """
+    device = resolve_device(device)
+    random_state = check_random_state(random_state)
+    clustering = ModelTreeClustering(
+        n_trees, layer=layer, device=device, random_state=0
+    )
+    parts = split_forms(ModelTreeClustering(), W, layer)
+    n_models = sum(len(part.positions) for part in parts)
+    given = _check_statistic(statistic, n_models)
+    if n_trees == 1 and len(parts) == 1:
+        labels = np.zeros(n_models, dtype=np.int64)
+    else:
+        labels = clustering.fit(W).labels_
+    roots = _check_roots(roots, labels)
+
+    parents = np.full(n_models, -1, dtype=np.int64)
+    scores = np.full(n_models, np.nan)
+    values = np.zeros(n_models) if given is None else given
+    for part in parts:
+        shape = part.weights.lifted_shape[1:]
+        generator = torch.Generator().manual_seed(random_state.randint(2**31 - 1))
+        sketcher = Sketcher(shape, _SKETCH_SIZE, generator)
+        if given is None:
+            values[part.positions] = _measure(part.weights, statistic, device)
+        for tree in np.unique(labels[part.positions]):
+            mask = labels[part.positions] == tree
+            own = part.positions[mask]
+            sketches, _ = sketcher.sketch(_rows(part.weights, mask), device)
+            D2 = squared_distances(sketches).astype(np.float64)
+            root = roots.get(tree, own[values[own].argmin()])
+            roots[tree] = root
+            found, sure = _recover_tree(
+                D2, values[own], np.searchsorted(own, root), direction_weight
+            )
+            parents[own] = np.where(found >= 0, own[found], -1)
+            scores[own] = sure
+    names = list(W.names) if isinstance(W, ModelCollection) else None
+    return Heritage(
+        parents_=parents,
+        scores_=scores,
+        roots_=np.array([roots[tree] for tree in sorted(roots)]),
+        labels_=labels,
+        statistic_=values,
+        names=names,
+    )
+
+
+def _recover_tree(D2, values, root, direction_weight):
+    """Parents within one tree, and how sure they are."""
+    n = len(D2)
+    backward = values[:, None] > values
+    typical = D2.sum() / max(1, n * (n - 1))
+    cost = D2 + direction_weight * typical * backward
+    parents = minimum_arborescence(cost, root)
+    descends = np.eye(n, dtype=bool)  # descends[a, b]: b descends from a, or is a
+    for start in range(n):
+        node = parents[start]
+        while node >= 0:
+            descends[node, start] = True
+            node = parents[node]
+    # Its own descendants cannot be its parents.
+    others = np.where(descends.T, np.inf, cost)
+    children = np.flatnonzero(parents >= 0)
+    chosen = cost[parents[children], children]
+    others[parents[children], children] = np.inf
+    second = others[:, children].min(axis=0)
+    scores = np.full(n, np.nan)
+    # Nothing else to descend from: sure. Twins are as likely as each other.
+    ratio = np.divide(chosen, second, out=np.ones_like(chosen), where=second > 0)
+    scores[children] = np.clip(1 - ratio, 0, 1)
+    return parents, scores
+
+
+def _measure(weights, statistic, device):
+    values = []
+    for batch in weights.batches(device):
+        flat = as_dense(batch).flatten(1).double()
+        if statistic == "norm":
+            values.append(as_array(torch.linalg.vector_norm(flat, dim=1)))
+            continue
+        flat = flat - flat.mean(dim=1, keepdim=True)
+        variance = flat.square().mean(dim=1)
+        fourth = flat.square().square().mean(dim=1)
+        kurtosis = fourth / variance.square() - 3
+        values.append(as_array(torch.nan_to_num(kurtosis)))
+    return np.concatenate(values)
+
+
+def _check_statistic(statistic, n_models):
+    if isinstance(statistic, str):
+        if statistic not in _STATISTICS:
+            raise ValueError(
+                f"statistic must be one of {_STATISTICS} or an array of numbers, got "
+                f"{statistic!r}."
+            )
+        return None
+    values = np.array(statistic, dtype=float)
+    if values.shape != (n_models,) or not np.isfinite(values).all():
+        raise ValueError(
+            f"statistic must be one finite number for each of {n_models} models, got "
+            f"shape {values.shape}."
+        )
+    return values
+
+
+def _check_roots(roots, labels):
+    """Map the tree of each root that is given to its position."""
+    if roots is None:
+        return {}
+    found = {}
+    for root in [roots] if isinstance(roots, Integral) else roots:
+        if not 0 <= root < len(labels):
+            raise ValueError(
+                f"roots must be positions of models, from 0 to {len(labels) - 1}, got "
+                f"{root}."
+            )
+        tree = int(labels[root])
+        if tree in found:
+            raise ValueError(
+                f"Models {found[tree]} and {root} are in one Model Tree, which has one "
+                "root: raise n_trees, or give one of them."
+            )
+        found[tree] = int(root)
+    return found
