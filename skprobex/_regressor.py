@@ -26,7 +26,8 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         Probes per view and side (the paper's r_U); at most the dimension of the side.
     center : "auto", "mean", None or array-like of shape (d_out, d_in), default="auto"
         What is subtracted from the weights: the mean of the training models, nothing,
-        or the base's weights. ``"auto"`` is the mean.
+        or the base's weights. ``"auto"`` is the mean, and nothing for low-rank weights,
+        which are deltas already.
     normalize : "auto" or bool, default="auto"
         Whether each delta is scaled to unit Frobenius norm; if not, all are divided by
         one typical norm. ``"auto"`` tries both by leave-one-out.
