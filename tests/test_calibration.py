@@ -181,9 +181,7 @@ def test_weights_are_repetitions(task):
         task, np.repeat(decisions, repeats, axis=0), np.repeat(targets, repeats, axis=0)
     )
     plain = fit_log_odds(task, decisions, targets)
-    # The smoothing of the temperature counts models, not their weights.
-    tolerance = 1e-4 if task == "binary" else 1e-2
-    np.testing.assert_allclose(weighted, repeated, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(weighted, repeated, rtol=0, atol=1e-10)
     assert plain[0][0] > repeated[0][0] + 0.1
 
 
