@@ -137,6 +137,7 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         if sample_weight is not None:
             sample_weight = as_tensor(sample_weight, dtype, device)
 
+        name = type(self).__name__
         expert, warm_start = None, None
         if self._continues():
             # What the fit before chose stays chosen.
@@ -148,7 +149,7 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 warm_start.scale_outputs(1 / std, -mean / std)
         if self.solver == "ridge" or "auto" in (views, normalize):
             # For the networks, too, the closed form chooses what is left to choose.
-            with ProgressBar(self.verbose, self, len(W), "model") as bar:
+            with ProgressBar(self.verbose, name, len(W), "model") as bar:
                 expert = fit_closed_form(
                     DecomposedDeltas(W, center, sketch, device, dtype, bar.update),
                     targets,
@@ -167,7 +168,7 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         if self.early_stopping:
             validation = self._split_validation(stratify, len(W), random_state)
         n_training = len(W) - (0 if validation is None else len(validation))
-        with ProgressBar(self.verbose, self, self.max_iter, "epoch") as bar:
+        with ProgressBar(self.verbose, name, self.max_iter, "epoch") as bar:
             network = fit_neural(
                 W,
                 targets,

@@ -6,12 +6,11 @@ import sys
 class ProgressBar:
     """Context manager around a tqdm bar, or nothing at all with ``verbose=0``."""
 
-    def __init__(self, verbose, estimator, total, unit):
+    def __init__(self, verbose, name, total, unit):
         self._bar = None
         if verbose:
             from tqdm import tqdm
 
-            name = type(estimator).__name__
             self._bar = tqdm(total=total, desc=name, unit=unit, file=sys.stderr)
 
     def __enter__(self):

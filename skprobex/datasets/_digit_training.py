@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
+from .._progress import ProgressBar
 from . import _finetune
 
 HELD_OUT = 0.2
@@ -64,11 +64,11 @@ def grow_jungle(
     shapes = _finetune.layer_shapes(n_in, n_hidden, n_classes_per_model)
 
     n_updates = n_trees * recipe.base_n_steps + int(n_steps.sum())
-    with _progress(n_updates, verbose) as on_step:
+    with ProgressBar(verbose, "fine-tuning", n_updates, "step") as bar:
         common = {
             "batch_size": recipe.batch_size,
             "generator": generator,
-            "on_step": on_step,
+            "on_step": bar.update,
         }
         bases = _finetune.train(
             _finetune.draw_parameters(n_trees, base_shapes, generator),
@@ -215,14 +215,3 @@ def _accuracy(layers, units, images, classes):
         right = logits[0].argmax(dim=1) == own_units[classes[own]]
         accuracy[i] = right.double().mean()
     return accuracy
-
-
-@contextlib.contextmanager
-def _progress(total, verbose):
-    if not verbose:
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc="fine-tuning", unit="step", unit_scale=True) as bar:
-        yield bar.update
