@@ -1,9 +1,10 @@
 """Learn from the weights of neural networks with the scikit-learn API."""
 
-from . import baselines, datasets, exceptions, inspection, trees
+from . import baselines, datasets, exceptions, inspection, layers, trees
 from ._classifier import ProbeXClassifier
 from ._regressor import ProbeXRegressor
 from .io import open_models, save_models
+from .layers import LayerFusion
 from .trees import ModelTreeClustering, TreeExperts, recover_heritage
 from .weights import LayerWeights, LowRankWeights, ModelCollection
 
@@ -13,6 +14,8 @@ __all__ = [
     # Estimators
     "ProbeXClassifier",
     "ProbeXRegressor",
+    # Several layers
+    "LayerFusion",
     # Model Trees
     "ModelTreeClustering",
     "TreeExperts",
@@ -29,5 +32,6 @@ __all__ = [
     "datasets",
     "exceptions",
     "inspection",
+    "layers",
     "trees",
 ]

@@ -1,14 +1,12 @@
-"""What the estimators share: parameters, the fit template, tags."""
+"""What all experts share: parameters, the closed form, fitted attributes, tags."""
 
 import warnings
 from functools import wraps
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -18,16 +16,12 @@ from .probing.closed_form import fit_closed_form
 from .probing.deltas import DecomposedDeltas, mean_weights
 from .probing.device import as_array, as_tensor, make_generator, resolve_device
 from .probing.spectral import draw_sketch
-from .probing.state import to_arrays, to_tensors
-from .probing.training import NeuralExpert, fit_neural
+from .probing.state import to_tensors
 from .probing.views import VIEWS
-from .weights import check_weight_shape, validate_weights
+from .weights import SeveralLayers, check_weight_shape, validate_layers
 
 DEFAULT_ALPHAS = tuple(np.logspace(-4, 3, 15).tolist())
 DEFAULT_N_PROBES = 64
-DEFAULT_BATCH_SIZE = 128
-# The encoder's width when n_components=None leaves it open.
-DEFAULT_N_COMPONENTS = 128
 
 
 def all_or_nothing(fit):
@@ -46,31 +40,22 @@ def all_or_nothing(fit):
     return wrapper
 
 
-class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Fit one expert on one Model Tree; the shells say what it predicts."""
+class BaseExpert(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Fit one expert on one Model Tree, in closed form; W is one layer or several."""
 
     _parameter_constraints = {
         "views": [StrOptions({"auto"}), tuple, list],
         "n_probes": [Interval(Integral, 1, None, closed="left")],
-        "center": [StrOptions({"auto", "mean"}), None, "array-like", torch.Tensor],
+        "center": [
+            StrOptions({"auto", "mean"}),
+            None,
+            dict,
+            "array-like",
+            torch.Tensor,
+        ],
         "normalize": [StrOptions({"auto"}), "boolean"],
-        "solver": [StrOptions({"ridge", "adam"})],
         "alphas": [None, "array-like"],
         "n_components": [None, Interval(Integral, 1, None, closed="left")],
-        "projection_dim": [Interval(Integral, 1, None, closed="left")],
-        "standardize": ["boolean"],
-        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "batch_size": [
-            StrOptions({"auto"}),
-            Interval(Integral, 1, None, closed="left"),
-        ],
-        "alpha": [Interval(Real, 0, None, closed="left")],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
-        "tol": [Interval(Real, 0, None, closed="left")],
-        "warm_start": ["boolean"],
         "device": [str, torch.device],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -82,7 +67,7 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         Parameters
         ----------
         W : array-like of shape (n_models, d_out, d_in)
-            The same layer of each model as in fit.
+            The same layer, or layers, of each model as in fit.
 
         Returns
         -------
@@ -94,7 +79,7 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         return self._run_expert(W, "transform")
 
     def _validate_weights(self, W, *, reset):
-        return validate_weights(self, W, reset=reset)
+        return validate_layers(self, W, reset=reset)
 
     def _run_expert(self, W, method):
         check_is_fitted(self)
@@ -103,158 +88,87 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         expert = to_tensors(self.expert_, device)
         return as_array(getattr(expert, method)(W, device))
 
-    def _fit_expert(
-        self, W, targets, task, *, stratify, sample_weight=None, target_scale=None
+    def _start_fit(self, W):
+        """Resolve what every fit needs: device, dtype, random numbers."""
+        device = resolve_device(self.device)
+        random_state = check_random_state(self.random_state)
+        generator = make_generator(random_state.randint(2**31 - 1))
+        return device, W.compute_dtype, random_state, generator
+
+    def _fit_closed_form(
+        self,
+        W,
+        targets,
+        task,
+        *,
+        device,
+        generator,
+        views,
+        normalize,
+        n_components,
+        sample_weight=None,
+        **options,
     ):
-        """Fit an expert on validated data; set no attribute.
+        """Fit on validated data; set no attribute.
 
         Parameters
         ----------
-        W : DenseWeights, LowRankWeights or LayerWeights
-        targets : ndarray of shape (n_models, n_targets)
-        task : one of ``probing.tasks.TASKS``
-        stratify : ndarray or None
-            Labels that early stopping splits evenly.
-        sample_weight : ndarray of shape (n_models,), optional
-        target_scale : (ndarray, ndarray), optional
-            Standard deviation and mean that the targets were standardised by.
+        W : weights, or SeveralLayers
+        targets : Tensor of shape (n_models, n_targets)
+        task : one of ``probing.tasks.TASKS``, or Naming
+        device, generator, views, normalize, n_components, sample_weight, **options
+            As `fit_closed_form` has them.
 
         Returns
         -------
-        ClosedFormExpert or NeuralExpert
-            Holding CPU arrays.
+        ClosedFormExpert
+            Of tensors.
         """
-        device = resolve_device(self.device)
-        views, normalize = self._check_views(), self.normalize
-        alphas = self._check_alphas()
-        n_probes = self._clip_probes(W.lifted_shape)
-        random_state = check_random_state(self.random_state)
-        generator = make_generator(random_state.randint(2**31 - 1))
-        center = self._compute_center(W, device)
-        dtype = W.compute_dtype
-        sketch = draw_sketch(*W.lifted_shape[1:], generator, dtype, device)
-        targets = as_tensor(targets, dtype, device)
-        if sample_weight is not None:
-            sample_weight = as_tensor(sample_weight, dtype, device)
-
-        name = type(self).__name__
-        expert, warm_start = None, None
-        if self._continues():
-            # What the fit before chose stays chosen.
-            views = self.views_ if views == "auto" else views
-            normalize = self.normalize_ if normalize == "auto" else normalize
-            warm_start = to_tensors(self.expert_, device)
-            if target_scale is not None:
-                std, mean = (as_tensor(part, dtype, device) for part in target_scale)
-                warm_start.scale_outputs(1 / std, -mean / std)
-        if self.solver == "ridge" or "auto" in (views, normalize):
-            # For the networks, too, the closed form chooses what is left to choose.
-            with ProgressBar(self.verbose, name, len(W), "model") as bar:
-                expert = fit_closed_form(
-                    DecomposedDeltas(W, center, sketch, device, dtype, bar.update),
-                    targets,
-                    task,
-                    views=views,
-                    normalize=normalize,
-                    n_probes=n_probes,
-                    alphas=alphas,
-                    n_components=self.n_components,
-                    generator=generator,
-                    sample_weight=sample_weight,
-                )
-        if self.solver == "ridge":
-            return to_arrays(expert)
-        validation = None
-        if self.early_stopping:
-            validation = self._split_validation(stratify, len(W), random_state)
-        n_training = len(W) - (0 if validation is None else len(validation))
-        with ProgressBar(self.verbose, name, self.max_iter, "epoch") as bar:
-            network = fit_neural(
-                W,
+        several = W.layers if isinstance(W, SeveralLayers) else {None: W}
+        total = len(W) * len(several)
+        with ProgressBar(self.verbose, type(self).__name__, total, "model") as bar:
+            return fit_closed_form(
+                (
+                    (name, self._open_layer(name, layer, device, generator, bar.update))
+                    for name, layer in several.items()
+                ),
                 targets,
                 task,
-                views=expert.view_names if expert else views,
-                normalize=expert.normalize if expert else normalize,
-                center=center,
-                sketch=sketch,
-                device=device,
-                n_probes=n_probes,
-                projection_dim=self.projection_dim,
-                n_components=self.n_components or DEFAULT_N_COMPONENTS,
-                standardize=self.standardize,
+                views=views,
+                normalize=normalize,
+                n_probes=self._clip_probes(several.values()),
+                alphas=self._check_alphas(),
+                n_components=n_components,
                 generator=generator,
-                warm_start=warm_start,
                 sample_weight=sample_weight,
-                validation=validation,
-                progress=lambda loss: bar.update(1, loss=loss),
-                **self._schedule(n_training),
+                **options,
             )
-        if expert:
-            network.view_scores = expert.view_scores
-        self._warn_unfinished(network.history)
-        return to_arrays(network)
 
-    def _schedule(self, n_training):
-        """How the network is trained, from the parameters."""
-        size = DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size
-        return {
-            "learning_rate_init": self.learning_rate_init,
-            "max_iter": self.max_iter,
-            "batch_size": min(size, n_training),
-            "alpha": self.alpha,
-            "tol": self.tol,
-            "n_iter_no_change": self.n_iter_no_change,
-        }
+    def _open_layer(self, name, layer, device, generator, progress=None):
+        """Centre a layer's weights, and decompose them batch by batch as asked."""
+        center = self._compute_center(name, layer, device)
+        dtype = layer.compute_dtype
+        sketch = draw_sketch(*layer.lifted_shape[1:], generator, dtype, device)
+        return DecomposedDeltas(layer, center, sketch, device, dtype, progress)
 
-    def _publish(self, expert, slope=None, offset=None):
-        """Set the fitted attributes, all at once; they share the expert's memory.
-
-        Outputs f become ``slope * f + offset`` where these are given.
-        """
-        if slope is not None:
-            dtype = expert.coef.dtype
-            expert.scale_outputs(slope.astype(dtype), offset.astype(dtype))
+    def _publish(self, expert):
+        """Set the fitted attributes, all at once; they share the expert's memory."""
         self.expert_ = expert
         self.center_ = expert.center
         self.views_, self.normalize_ = expert.view_names, expert.normalize
         self.view_scores_ = expert.view_scores
         self.probes_ = expert.probes
-        self.coef_, self.intercept_ = expert.coef, expert.intercept
         self._n_features_out = expert.n_components
-        for name in ("alpha_", "loss_curve_", "validation_scores_"):
-            vars(self).pop(name, None)  # of a fit before with the other solver
-        if self.solver == "ridge":
-            # One number where all targets share it.
-            shared = np.ptp(expert.alpha) == 0
-            self.alpha_ = float(expert.alpha[0]) if shared else expert.alpha
-            self.n_iter_ = 1
-            return
-        self.loss_curve_ = expert.history.losses
-        self.n_iter_ = len(self.loss_curve_)
-        if self.early_stopping:
-            self.validation_scores_ = expert.history.validation_scores
+        for name in ("layers_", "layer_scores_"):
+            vars(self).pop(name, None)  # of a fit before, on several layers
+        if isinstance(self.weight_shape_, dict):
+            self.layers_ = [layer.name for layer in expert.layers]
+            self.layer_scores_ = expert.layer_scores
 
-    def _continues(self):
-        """Whether fit goes on from the network of the fit before."""
-        return (
-            self.warm_start
-            and self.solver == "adam"
-            and isinstance(getattr(self, "expert_", None), NeuralExpert)
-        )
-
-    def _warn_unfinished(self, history):
-        if history.interrupted:
-            warnings.warn(
-                f"Training interrupted by user after {len(history.losses)} epochs.",
-                stacklevel=4,
-            )
-        elif not history.converged:
-            warnings.warn(
-                f"The adam solver reached max_iter={self.max_iter} and has not "
-                "converged yet: raise max_iter, or tol.",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
+    def _publish_alpha(self, expert):
+        # One number where all targets share it.
+        shared = np.ptp(expert.alpha) == 0
+        self.alpha_ = float(expert.alpha[0]) if shared else expert.alpha
 
     def _check_views(self):
         if isinstance(self.views, str):
@@ -281,44 +195,43 @@ class BaseProbeX(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             )
         return tuple(alphas.tolist())
 
-    def _clip_probes(self, shape):
-        limit = max(shape[1:])
+    def _clip_probes(self, layers):
+        shapes = [layer.lifted_shape[1:] for layer in layers]
+        limit = max(max(shape) for shape in shapes)
         # The default is meant for any layer: clipping it is no news.
         if self.n_probes > limit and self.n_probes != DEFAULT_N_PROBES:
             warnings.warn(
                 f"n_probes={self.n_probes} is more than the dimensions of the weights, "
-                f"{tuple(shape[1:])}: {limit} probes are used.",
-                stacklevel=5,
+                f"{tuple(shapes[0]) if len(shapes) == 1 else shapes}: {limit} probes "
+                "are used.",
+                stacklevel=6,
             )
         return min(self.n_probes, limit)
 
-    def _compute_center(self, W, device):
-        if self.center is None:
-            return None
-        if isinstance(self.center, str):
-            # Low-rank weights are deltas from their base already.
-            if self.center == "auto" and W.is_low_rank:
-                return None
-            return mean_weights(W, device, W.compute_dtype)
-        center = check_weight_shape(self.center, W.lifted_shape[1:], "center")
-        return as_tensor(center, W.compute_dtype, device)
-
-    def _split_validation(self, stratify, n_models, random_state):
-        """Set models aside for early stopping, from the training models."""
-        n_held_out = int(np.ceil(self.validation_fraction * n_models))
-        if n_models - n_held_out < 2:
+    def _compute_center(self, name, layer, device):
+        center = self.center
+        if isinstance(center, dict):
+            if name is None or name not in center:
+                missing = "W is one layer" if name is None else f"it lacks {name!r}"
+                raise ValueError(
+                    f"center is a dict of arrays by layer, but {missing}: pass an "
+                    "array for one layer, and for several an array for each."
+                )
+            center = center[name]
+        elif center is not None and not isinstance(center, str) and name is not None:
             raise ValueError(
-                f"early_stopping=True sets {n_held_out} of {n_models} models aside "
-                "and leaves fewer than 2 to train on: lower validation_fraction, or "
-                "set early_stopping=False."
+                "center is one array, but W holds several layers: pass a dict of "
+                "arrays by layer name."
             )
-        _, held_out = train_test_split(
-            np.arange(n_models),
-            test_size=n_held_out,
-            random_state=random_state,
-            stratify=stratify,
-        )
-        return torch.from_numpy(np.sort(held_out))
+        if center is None:
+            return None
+        if isinstance(center, str):
+            # Low-rank weights are deltas from their base already.
+            if center == "auto" and layer.is_low_rank:
+                return None
+            return mean_weights(layer, device, layer.compute_dtype)
+        center = check_weight_shape(center, layer.lifted_shape[1:], "center")
+        return as_tensor(center, layer.compute_dtype, device)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -1,16 +1,15 @@
 """ProbeXClassifier."""
 
 import numpy as np
-from scipy.sparse import issparse
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin
-from sklearn.preprocessing import LabelEncoder
-from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from sklearn.utils import check_consistent_length
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
-from ._base import BaseProbeX, all_or_nothing
+from ._base import all_or_nothing
 from ._calibration import fit_log_odds
+from ._labels import encode_labels, to_signs
+from ._neural import BaseProbeX
 from ._sklearn import StrOptions, _fit_context
 
 
@@ -39,8 +38,8 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         Probes per view and side (the paper's r_U); at most the dimension of the side.
     center : "auto", "mean", None or array-like of shape (d_out, d_in), default="auto"
         What is subtracted from the weights: the mean of the training models, nothing,
-        or the base's weights. ``"auto"`` is the mean, and nothing for low-rank weights,
-        which are deltas already.
+        or the base's weights (for several layers a dict of them, by name). ``"auto"``
+        is the mean, and nothing for low-rank weights, which are deltas already.
     normalize : "auto" or bool, default="auto"
         Whether each delta is scaled to unit Frobenius norm; if not, all are divided by
         one typical norm. ``"auto"`` tries both by leave-one-out.
@@ -95,7 +94,8 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
     classes_ : ndarray of shape (n_classes,)
         Labels; for multi-label y the label numbers.
     weight_shape_ : tuple of (int, int)
-        The layer's shape, ``(d_out, d_in)``.
+        The layer's shape, ``(d_out, d_in)``; by name where W holds several, as are the
+        attributes from `center_` to `probes_`.
     n_features_in_ : int
         d_out.
     feature_names_in_ : ndarray of shape (d_out,)
@@ -117,6 +117,11 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         encoder's output with ``solver="adam"``.
     intercept_ : ndarray of shape (n_outputs,)
         Offsets of the head.
+    layers_ : list of str
+        The layers in use; only where W holds several.
+    layer_scores_ : dict of str to float
+        Leave-one-out score that each layer reaches with its best view; only where W
+        holds several.
     alpha_ : float
         Penalty chosen; only with ``solver="ridge"``.
     n_iter_ : int
@@ -218,7 +223,8 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         ----------
         W : array-like of shape (n_models, d_out, d_in)
             One layer of each model. Also ``(n_models, d)``, 1-D weights, and
-            ``(n_models, out, in, kh, kw)``, convolution kernels.
+            ``(n_models, out, in, kh, kw)``, convolution kernels. A `ModelCollection`,
+            or a dict of layers by name, is several: see `LayerFusion`.
         y : array-like of shape (n_models,) or (n_models, n_labels)
             A label for each model, or an indicator matrix of several.
 
@@ -239,7 +245,7 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
                 "target y is None."
             )
         W = self._validate_weights(W, reset=True)
-        task, classes, codes = _encode_labels(y)
+        task, classes, codes = encode_labels(y, "ProbeXClassifier")
         check_consistent_length(W, codes)
         if self._continues() and (task, *classes) != (self._task, *self.classes_):
             raise ValueError(
@@ -252,7 +258,7 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
             weight_of = self.class_weight
             labels = codes if task == "multilabel" else classes[codes]
             sample_weight = compute_sample_weight(weight_of, labels)
-        targets = _to_signs(task, codes, len(classes))
+        targets = to_signs(task, codes, len(classes))
         expert = self._fit_expert(
             W,
             targets,
@@ -335,39 +341,3 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
-
-
-def _encode_labels(y):
-    """Find out what kind of labels these are, and number them.
-
-    Returns
-    -------
-    task : str
-    classes : ndarray of shape (n_classes,)
-    codes : ndarray of int, shape (n_models,) or (n_models, n_labels)
-    """
-    if issparse(y):
-        y = y.toarray()
-    y = check_array(y, ensure_2d=False, allow_nd=True, dtype=None, input_name="y")
-    check_classification_targets(y)
-    if type_of_target(y, input_name="y") == "multilabel-indicator":
-        codes = (y > 0).astype(np.int64)
-        return "multilabel", np.arange(codes.shape[1]), codes
-    encoder = LabelEncoder()
-    codes = encoder.fit_transform(column_or_1d(y, warn=True))
-    n_classes = len(encoder.classes_)
-    if n_classes < 2:
-        raise ValueError(
-            "ProbeXClassifier needs at least 2 classes in y, got 1 class: "
-            f"{encoder.classes_[0]}. Add models that were trained on something else."
-        )
-    return "binary" if n_classes == 2 else "multiclass", encoder.classes_, codes
-
-
-def _to_signs(task, codes, n_classes):
-    """Targets of -1 and 1, one column a class (one column in all for two)."""
-    if task == "binary":
-        codes = codes[:, None]
-    elif task == "multiclass":
-        codes = np.eye(n_classes)[codes]
-    return 2.0 * codes - 1.0

@@ -1,10 +1,11 @@
 """ProbeXRegressor."""
 
-import numpy as np
 from sklearn.base import RegressorMixin
-from sklearn.utils import check_array, check_consistent_length
+from sklearn.utils import check_consistent_length
 
-from ._base import BaseProbeX, all_or_nothing
+from ._base import all_or_nothing
+from ._labels import check_numbers, standardize
+from ._neural import BaseProbeX
 from ._sklearn import _fit_context
 
 
@@ -26,8 +27,8 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         Probes per view and side (the paper's r_U); at most the dimension of the side.
     center : "auto", "mean", None or array-like of shape (d_out, d_in), default="auto"
         What is subtracted from the weights: the mean of the training models, nothing,
-        or the base's weights. ``"auto"`` is the mean, and nothing for low-rank weights,
-        which are deltas already.
+        or the base's weights (for several layers a dict of them, by name). ``"auto"``
+        is the mean, and nothing for low-rank weights, which are deltas already.
     normalize : "auto" or bool, default="auto"
         Whether each delta is scaled to unit Frobenius norm; if not, all are divided by
         one typical norm. ``"auto"`` tries both by leave-one-out.
@@ -77,7 +78,8 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
     Attributes
     ----------
     weight_shape_ : tuple of (int, int)
-        The layer's shape, ``(d_out, d_in)``.
+        The layer's shape, ``(d_out, d_in)``; by name where W holds several, as are the
+        attributes from `center_` to `probes_`.
     n_features_in_ : int
         d_out.
     feature_names_in_ : ndarray of shape (d_out,)
@@ -100,6 +102,11 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         encoder's output with ``solver="adam"``.
     intercept_ : ndarray of shape (n_targets,)
         Offsets of the head.
+    layers_ : list of str
+        The layers in use; only where W holds several.
+    layer_scores_ : dict of str to float
+        Leave-one-out score that each layer reaches with its best view; only where W
+        holds several.
     alpha_ : float or ndarray of shape (n_targets,)
         Penalty chosen, one for each target where they differ; only with
         ``solver="ridge"``.
@@ -197,7 +204,8 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         ----------
         W : array-like of shape (n_models, d_out, d_in)
             One layer of each model. Also ``(n_models, d)``, 1-D weights, and
-            ``(n_models, out, in, kh, kw)``, convolution kernels.
+            ``(n_models, out, in, kh, kw)``, convolution kernels. A `ModelCollection`,
+            or a dict of layers by name, is several: see `LayerFusion`.
         y : array-like of shape (n_models,) or (n_models, n_targets)
             One or several real targets.
 
@@ -218,18 +226,12 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
                 "target y is None."
             )
         W = self._validate_weights(W, reset=True)
-        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
-        if y.ndim > 2:
-            raise ValueError(
-                f"y has shape {y.shape}: expected (n_models,) or (n_models, n_targets)."
-            )
+        y = check_numbers(y)
         check_consistent_length(W, y)
-        targets = y.reshape(len(y), -1)
-        mean, std = targets.mean(axis=0), targets.std(axis=0)
-        std = np.where(std > 0, std, 1.0)
+        targets, mean, std = standardize(y)
         expert = self._fit_expert(
             W,
-            (targets - mean) / std,
+            targets,
             "regression",
             stratify=None,
             target_scale=(std, mean),

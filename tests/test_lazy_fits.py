@@ -12,7 +12,7 @@ from skprobex import (
     open_models,
     save_models,
 )
-from skprobex.baselines import make_dense_expert
+from skprobex.baselines import WeightStatistics, make_dense_expert
 from skprobex.datasets import make_model_tree
 from skprobex.exceptions import FileChangedError
 from skprobex.probing import inputs
@@ -127,9 +127,9 @@ def test_grid_search_in_two_processes(models, tree):
 
 def test_several_layers_are_not_one(models, tree):
     with pytest.raises(TypeError, match=r"W holds 4 layers: pick one by its name"):
-        ProbeXClassifier().fit(models, tree[1])
+        WeightStatistics().fit(models)
     with pytest.raises(TypeError, match=r"W holds 1 layers.*W\['a'\]"):
-        ProbeXClassifier().fit({"a": tree[0]}, tree[1])
+        WeightStatistics().fit({"a": tree[0]})
 
 
 def test_another_layer_at_predict(models, tree):

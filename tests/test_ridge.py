@@ -70,6 +70,51 @@ def test_leave_one_out_is_as_many_refits(n_features, weighted, solve):
         np.testing.assert_allclose(prediction, expected, rtol=0, atol=1e-8)
 
 
+@WEIGHTED
+@WIDTHS
+@pytest.mark.parametrize("n_groups", [2, 5, 13])
+def test_leave_group_out_is_as_many_refits(n_groups, n_features, weighted):
+    features, targets, weight = draw(n_features)
+    groups = np.random.default_rng(1).integers(0, n_groups, N_MODELS)
+    groups[:2] = 0, 1  # two at least
+    path = as_path(features, targets, weight if weighted else None)
+    weight = weight if weighted else np.ones(N_MODELS)
+    predictions = path.leave_group_out(
+        torch.tensor(ALPHAS, dtype=torch.float64), torch.from_numpy(groups)
+    )
+    for alpha, prediction in zip(ALPHAS, predictions, strict=True):
+        for group in np.unique(groups):
+            own, rest = groups == group, groups != group
+            coef, intercept = solve_naively(
+                features[rest], targets[rest], alpha, weight[rest]
+            )
+            expected = features[own] @ coef.T + intercept
+            np.testing.assert_allclose(prediction[own], expected, rtol=0, atol=1e-7)
+
+
+@WIDTHS
+def test_groups_of_one_are_leave_one_out(n_features):
+    features, targets, _ = draw(n_features)
+    path, alphas = as_path(features, targets), torch.tensor(ALPHAS).double()
+    np.testing.assert_allclose(
+        path.leave_group_out(alphas, torch.arange(N_MODELS).flip(0)),
+        path.leave_one_out(alphas),
+        rtol=0,
+        atol=1e-8,
+    )
+
+
+@WIDTHS
+def test_other_targets_are_another_ridge(n_features):
+    features, targets, _ = draw(n_features)
+    path = as_path(features, targets)
+    path.set_targets(torch.from_numpy(2 * targets[:, :1] + 1))
+    coef, intercept = path.solve(0.5)
+    expected = as_path(features, targets).solve(0.5)
+    np.testing.assert_allclose(coef, 2 * expected[0][:1], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(intercept, 2 * expected[1][:1] + 1, rtol=0, atol=1e-12)
+
+
 @WIDTHS
 def test_without_the_intercepts_leverage_leave_one_out_is_wrong(n_features):
     """The oracle above would notice the loss of that term."""
@@ -111,8 +156,9 @@ def test_kernels_are_inner_products_of_centred_features(n_features, weighted):
     np.testing.assert_allclose(kernel, centred @ centred.T, rtol=0, atol=1e-13)
     plain, given = RidgePath(*tensors), RidgePath(*tensors, kernel=kernel)
     alphas = torch.tensor(ALPHAS, dtype=torch.float64)
-    np.testing.assert_array_equal(
-        given.leave_one_out(alphas), plain.leave_one_out(alphas)
+    # Given a kernel the dual is solved, also where the primal is smaller.
+    np.testing.assert_allclose(
+        given.leave_one_out(alphas), plain.leave_one_out(alphas), rtol=0, atol=1e-9
     )
 
 

@@ -9,15 +9,16 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from skprobex import ProbeXClassifier, ProbeXRegressor
 from skprobex.datasets import make_digit_jungle, make_model_tree
-from skprobex.probing.closed_form import (
+from skprobex.probing.ridge import RidgePath
+from skprobex.probing.selection import (
     MAX_JOINED_VIEWS,
+    Ridges,
     candidate_views,
     choose_penalty,
     compare_normalizations,
     join,
     search_views,
 )
-from skprobex.probing.ridge import RidgePath
 from skprobex.probing.tasks import score
 from skprobex.probing.views import AUTO_VIEWS, VIEWS
 from skprobex.weights import _dense
@@ -139,12 +140,15 @@ def test_auto_normalizes_unless_the_norm_knows(scale_matters):
 # The greedy search
 
 
-def fit_paths_of(features, targets, task="multilabel"):
-    def fit_path(members):
-        path = RidgePath(join([features[i] for i in members]), targets)
-        return choose_penalty(path, task, (1e-2, 1.0), members)
+def recording_fit(features, targets):
+    """A fit for the searches, and the list of all that it was asked for."""
+    ridges, tried = Ridges(features, targets, "multilabel", (1e-2, 1.0)), []
 
-    return fit_path
+    def fit(members):
+        tried.append(ridges.fit(members))
+        return tried[-1]
+
+    return fit, tried
 
 
 @pytest.fixture
@@ -165,18 +169,24 @@ def blocks():
 def test_greedy_search_adds_what_improves_the_sum(blocks):
     features, targets = blocks
     candidates = [("xu", True), ("xtxu", True), ("xxtu", True)]
-    best, tried = search_views(candidates, fit_paths_of(features, targets))
+    fit, tried = recording_fit(features, targets)
+    best, scores = search_views(candidates, fit)
     assert sorted(best.members) == [0, 2]
     assert best.score == 1
     members = [choice.members for choice in tried]
     assert members[:3] == [(0,), (1,), (2,)]
     assert {len(m) for m in members} == {1, 2, 3}
+    assert scores["xu+xxtu"] == 1
+    assert set(scores) == {
+        "+".join(candidates[i][0] for i in choice.members) for choice in tried
+    }
 
 
 def test_greedy_search_joins_only_equal_normalizations(blocks):
     features, targets = blocks
     candidates = [("xu", True), ("xtxu", False), ("xxtu", False)]
-    best, tried = search_views(candidates, fit_paths_of(features, targets))
+    fit, tried = recording_fit(features, targets)
+    best, _ = search_views(candidates, fit)
     options = [{candidates[i][1] for i in choice.members} for choice in tried]
     assert all(len(option) == 1 for option in options)
     assert len(best.members) < 3
@@ -185,9 +195,10 @@ def test_greedy_search_joins_only_equal_normalizations(blocks):
 def test_all_views_asked_for_are_joined(blocks):
     features, targets = blocks
     candidates = [("xu", True), ("spectrum", True), ("xu", False)]
-    best, tried = compare_normalizations(candidates, fit_paths_of(features, targets))
+    fit, tried = recording_fit(features, targets)
+    best, _ = compare_normalizations(candidates, fit)
     assert [choice.members for choice in tried] == [(0, 1), (1, 2)]
-    assert best is max(tried, key=lambda choice: (choice.score, -choice.error))
+    assert best is max(tried, key=lambda choice: choice.rank)
 
 
 def test_joined_views_share_the_norm_equally():

@@ -9,7 +9,7 @@ from scipy.special import expit, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import log_loss, mean_squared_error
 
-import skprobex._base as base
+import skprobex._neural as base
 from skprobex import ProbeXClassifier, ProbeXRegressor
 from skprobex.datasets import make_model_tree
 from skprobex.probing.device import make_generator

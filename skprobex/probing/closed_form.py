@@ -5,80 +5,101 @@ Linear ProbeX is the dense expert under a Tucker decomposition (Horwitz et al., 
 """
 
 from dataclasses import dataclass, field
-from functools import cache
 
 import torch
 
 from .deltas import DecomposedDeltas
 from .device import solver_device
+from .fusion import as_blocks, best_blocks, fuse, in_order, keep_best
+from .naming import Naming, TextSide
 from .probes import ProbedView, fit_features
-from .ridge import RidgePath, centred_kernel
-from .tasks import score
-from .views import AUTO_VIEWS
-
-# At most so many views are joined by views="auto".
-MAX_JOINED_VIEWS = 3
+from .selection import (
+    Ridges,
+    candidate_views,
+    compare_normalizations,
+    join,
+    search_views,
+)
 
 
 @dataclass
-class Choice:
-    """What leave-one-out chose.
+class ProbedLayer:
+    """What turns the weights of one layer into features.
 
     Attributes
     ----------
-    members : tuple of int
-        Positions of the chosen candidates.
-    path : RidgePath
-        The ridge on their joined features.
-    alpha : Tensor of shape (n_targets,)
-        Penalty of each target; equal for all classes.
-    predictions : Tensor of shape (n_models, n_targets)
-        Leave-one-out predictions at these penalties.
-    score : float
-    error : float
-        What the penalty was chosen by; the smaller the better.
+    name : str or None
+        None if W is this one layer.
+    center : Tensor of shape (d_out, d_in) or None
+    sketch : Tensor or None
+        See `spectral.thin_svd`.
+    views : list of ProbedView
+    shares : list of float
+        Share of each view in the squared norm of all features.
+    normalize : bool
     """
 
-    members: tuple
-    path: RidgePath
-    alpha: torch.Tensor
-    predictions: torch.Tensor
-    score: float
-    error: float
+    name: str | None
+    center: torch.Tensor | None
+    sketch: torch.Tensor | None
+    views: list[ProbedView]
+    shares: list[float]
+    normalize: bool
 
-    def beats(self, other):
-        """Compare scores; the error decides between equal ones."""
-        return (self.score, -self.error) > (other.score, -other.error)
+    def features(self, weights, device, dtype):
+        """Compute the probed features, ``(n_models, n_features)``."""
+        deltas = DecomposedDeltas(weights, self.center, self.sketch, device, dtype)
+        return torch.cat(
+            [
+                join([view.features(factors) for view in self.views], self.shares)
+                for factors in deltas
+            ]
+        )
 
 
 @dataclass
 class ClosedFormExpert:
-    """A fitted closed-form expert."""
+    """A fitted closed-form expert, on one layer or on several."""
 
-    center: torch.Tensor | None
-    sketch: torch.Tensor | None
-    views: list[ProbedView]
+    layers: list[ProbedLayer]
     feature_mean: torch.Tensor
     coef: torch.Tensor
     intercept: torch.Tensor
     components: torch.Tensor | None
     alpha: torch.Tensor
-    normalize: bool
     view_scores: dict = field(default_factory=dict)
+    layer_scores: dict = field(default_factory=dict)
     loo_predictions: torch.Tensor | None = None
+    text_side: TextSide | None = None
+
+    def per_layer(self, get):
+        """Collect something of each layer: by its name, where there are several."""
+        if self.layers[0].name is None:
+            return get(self.layers[0])
+        return {layer.name: get(layer) for layer in self.layers}
+
+    @property
+    def center(self):
+        return self.per_layer(lambda layer: layer.center)
+
+    @property
+    def normalize(self):
+        return self.per_layer(lambda layer: layer.normalize)
 
     @property
     def view_names(self):
-        return tuple(view.name for view in self.views)
+        return self.per_layer(lambda layer: tuple(view.name for view in layer.views))
 
     @property
     def probes(self):
         """Probes of each matrix view: U and V."""
-        return {
-            view.name: (view.left, view.right)
-            for view in self.views
-            if view.left is not None
-        }
+        return self.per_layer(
+            lambda layer: {
+                view.name: (view.left, view.right)
+                for view in layer.views
+                if view.left is not None
+            }
+        )
 
     @property
     def n_components(self):
@@ -91,11 +112,22 @@ class ClosedFormExpert:
         self.intercept = self.intercept * slope + offset
 
     def features(self, weights, device):
-        """Compute the centred probed features, ``(n_models, n_features)``."""
-        deltas = DecomposedDeltas(
-            weights, self.center, self.sketch, device, self.coef.dtype
-        )
-        return torch.cat([self._batch_features(factors) for factors in deltas])
+        """Compute the centred probed features, ``(n_models, n_features)``.
+
+        Parameters
+        ----------
+        weights : weights, or mapping of str to weights
+        device : torch.device
+        """
+        parts = [
+            layer.features(
+                weights if layer.name is None else weights[layer.name],
+                device,
+                self.coef.dtype,
+            )
+            for layer in self.layers
+        ]
+        return torch.cat(parts, dim=1) - self.feature_mean
 
     def predict(self, weights, device):
         """Ridge predictions, ``(n_models, n_targets)``."""
@@ -106,30 +138,9 @@ class ClosedFormExpert:
         features = self.features(weights, device)
         return features if self.components is None else features @ self.components.T
 
-    def _batch_features(self, factors):
-        return join([view.features(factors) for view in self.views]) - self.feature_mean
-
-
-def join(features):
-    """Join the features of several views, each with an equal share of the norm."""
-    return torch.cat(features, dim=1) / len(features) ** 0.5
-
-
-def candidate_views(views, normalize):
-    """List the (view, normalised) pairs to be probed."""
-    names = AUTO_VIEWS if views == "auto" else views
-    options = (True, False) if normalize == "auto" else (normalize,)
-    # The spectrum is that of the delta before normalising: once is enough.
-    return [
-        (name, option)
-        for option in options
-        for name in names
-        if name != "spectrum" or option == options[0]
-    ]
-
 
 def fit_closed_form(
-    deltas,
+    layers,
     targets,
     task,
     *,
@@ -140,14 +151,17 @@ def fit_closed_form(
     n_components,
     generator,
     sample_weight=None,
+    n_layers=None,
 ):
     """Fit probes, features and ridge; choose by exact leave-one-out.
 
     Parameters
     ----------
-    deltas : DecomposedDeltas
+    layers : iterable of (str or None, DecomposedDeltas)
+        One pair named None, or several layers of the same models.
     targets : Tensor of shape (n_models, n_targets)
-    task : one of ``tasks.TASKS``
+        With Naming, the task's own are taken.
+    task : one of ``tasks.TASKS``, or Naming
     views : "auto" or tuple of str
     normalize : "auto" or bool
     n_probes : int
@@ -156,167 +170,81 @@ def fit_closed_form(
     n_components : int or None
     generator : torch.Generator
     sample_weight : Tensor of shape (n_models,), optional
+    n_layers : int, optional
+        Layers to use at most.
 
     Returns
     -------
     ClosedFormExpert
     """
-    candidates = candidate_views(views, normalize)
-    probed, features = fit_features(deltas, candidates, n_probes, generator)
-
-    device = solver_device(deltas.device)
-    features = [part.to(device, torch.float64) for part in features]
-    targets = targets.to(device, torch.float64)
+    home, dtype = targets.device, targets.dtype
+    solver = solver_device(home)
+    is_naming = isinstance(task, Naming)
+    targets = task.targets if is_naming else targets.to(solver, torch.float64)
     if sample_weight is not None:
-        sample_weight = sample_weight.to(device, torch.float64)
+        sample_weight = sample_weight.to(solver, torch.float64)
 
-    @cache
-    def kernel(i):
-        return centred_kernel(features[i], sample_weight)
-
-    def fit_path(members):
-        joined = join([features[i] for i in members])
-        in_dual = len(joined) <= joined.shape[1]
-        # The kernel of joined features is the mean of theirs: no view's is made twice.
-        shared = sum(kernel(i) for i in members) / len(members) if in_dual else None
-        path = RidgePath(joined, targets, sample_weight, shared)
-        return choose_penalty(path, task, alphas, members)
-
-    if views == "auto":
-        choice, tried = search_views(candidates, fit_path)
+    candidates = candidate_views(views, normalize)
+    blocks, names, view_scores, layer_scores = [], [], {}, {}
+    for name, deltas in layers:
+        probed, features = fit_features(deltas, candidates, n_probes, generator)
+        ridges = Ridges(features, targets, task, alphas, sample_weight)
+        names.append(name)
+        found = as_blocks(name, deltas, candidates, probed, features)
+        if name is None:
+            search = search_views if views == "auto" else compare_normalizations
+            choice, view_scores = search(candidates, ridges.fit)
+            blocks = found
+            break
+        chosen, scores = best_blocks(found, candidates, ridges, views == "auto")
+        blocks = keep_best(blocks + chosen)
+        view_scores[name], layer_scores[name] = scores, max(scores.values())
     else:
-        choice, tried = compare_normalizations(candidates, fit_path)
+        features, kernels = zip(*((b.features, b.kernel) for b in blocks), strict=True)
+        ridges = Ridges(features, targets, task, alphas, sample_weight, list(kernels))
+        choice = in_order(fuse(blocks, ridges.fit, n_layers), blocks, names)
+    ridges.settle(choice)
 
-    coef, intercept = choice.path.solve(choice.alpha)
+    path, alpha, text_side = choice.path, choice.penalty.alpha, None
+    if is_naming:
+        text_side, alpha = task.tune(path, alphas)
+        text_side = text_side.to(home, dtype)
+    coef, intercept = path.solve(alpha)
     components = None
     if n_components is not None:
         # Views come from Gram matrices: what is left of their precision is its root.
-        precision = 10 * torch.finfo(deltas.dtype).eps
-        components = choice.path.principal_directions(n_components, precision)
+        precision = 10 * torch.finfo(dtype).eps
+        components = path.principal_directions(n_components, precision)
     # Predictions add the intercept to centred features.
-    feature_mean = choice.path.feature_mean
-    intercept = intercept + coef @ feature_mean
+    intercept = intercept + coef @ path.feature_mean
 
     def settle(tensor):
-        return None if tensor is None else tensor.to(deltas.device, deltas.dtype)
+        return None if tensor is None else tensor.to(home, dtype)
 
     return ClosedFormExpert(
-        center=deltas.center,
-        sketch=deltas.sketch,
-        views=[probed[i] for i in choice.members],
-        feature_mean=settle(feature_mean),
+        layers=probed_layers(choice, blocks),
+        feature_mean=settle(path.feature_mean),
         coef=settle(coef),
         intercept=settle(intercept),
         components=settle(components),
-        alpha=choice.alpha,
-        normalize=_is_normalized(candidates, choice.members),
-        view_scores=_best_scores(candidates, tried),
-        loo_predictions=choice.predictions,
+        alpha=alpha,
+        view_scores=view_scores,
+        layer_scores=layer_scores,
+        loo_predictions=choice.penalty.predictions,
+        text_side=text_side,
     )
 
 
-def choose_penalty(path, task, alphas, members=()):
-    """Choose the penalty by leave-one-out.
-
-    One for all classes, one for each real target. Real targets want the least squared
-    error. Classes want the highest correlation: how far the decisions are shrunk does
-    not matter, as calibration undoes it.
-
-    Returns
-    -------
-    Choice
-    """
-    alphas = torch.as_tensor(alphas, dtype=path.targets.dtype).to(path.targets.device)
-    predictions = path.leave_one_out(alphas)
-    shares = path.shares
-    if task == "regression":
-        squares = (predictions - path.targets).square()
-        errors = torch.einsum("n,ant->at", shares, squares)  # (n_alphas, n_targets)
-    else:
-        means = torch.einsum("n,ant->at", shares, predictions)[:, None]
-        deviations, targets = predictions - means, path.targets - path.target_mean
-        shared = torch.einsum("n,ant,nt->a", shares, deviations, targets)
-        lengths = torch.einsum("n,ant->a", shares, deviations.square()).sqrt()
-        tiny = torch.finfo(lengths.dtype).tiny
-        errors = -(shared / lengths.clamp_min(tiny))[:, None]  # (n_alphas, 1)
-        errors = errors.expand(-1, path.targets.shape[1])
-    best = errors.argmin(dim=0)  # (n_targets,)
-    columns = torch.arange(len(best), device=best.device)
-    chosen = predictions[best, :, columns].T
-    return Choice(
-        members,
-        path,
-        alphas[best],
-        chosen,
-        score(task, chosen, path.targets, shares),
-        errors[best, columns].mean().item(),
-    )
-
-
-def search_views(candidates, fit_path):
-    """Greedy forward selection: the best view, then whatever improves the sum most.
-
-    Returns
-    -------
-    best : Choice
-    tried : list of Choice
-    """
-    tried = [fit_path((i,)) for i in range(len(candidates))]
-    best = _best(tried)
-    normalized = _is_normalized(candidates, best.members)
-    pool = [
-        i
-        for i, (name, option) in enumerate(candidates)
-        if name == "spectrum" or option == normalized
-    ]
-    while len(best.members) < MAX_JOINED_VIEWS:
-        joined = [fit_path((*best.members, i)) for i in pool if i not in best.members]
-        tried += joined
-        if not joined or not _best(joined).beats(best):
-            break
-        best = _best(joined)
-    return best, tried
-
-
-def compare_normalizations(candidates, fit_path):
-    """Join all views asked for, with and without normalising.
-
-    Returns
-    -------
-    best : Choice
-    tried : list of Choice
-    """
-    options = sorted({option for _, option in candidates}, reverse=True)
-    tried = [
-        fit_path(
-            tuple(
-                i
-                for i, (name, normalized) in enumerate(candidates)
-                if name == "spectrum" or normalized == option
+def probed_layers(choice, blocks):
+    """Put the chosen blocks of each layer together."""
+    layers = {}
+    for i, share in zip(choice.members, choice.shares, strict=True):
+        block = blocks[i]
+        if block.name not in layers:
+            layers[block.name] = ProbedLayer(
+                block.name, block.center, block.sketch, [], [], block.normalize
             )
-        )
-        for option in options
-    ]
-    return _best(tried), tried
-
-
-def _best(choices):
-    best = choices[0]
-    for choice in choices[1:]:
-        if choice.beats(best):
-            best = choice
-    return best
-
-
-def _is_normalized(candidates, members):
-    options = [candidates[i][1] for i in members if candidates[i][0] != "spectrum"]
-    return options[0] if options else True
-
-
-def _best_scores(candidates, tried):
-    """Map joined view names to their best leave-one-out score."""
-    scores = {}
-    for choice in tried:
-        name = "+".join(candidates[i][0] for i in choice.members)
-        scores[name] = max(choice.score, scores.get(name, choice.score))
-    return scores
+        layer = layers[block.name]
+        layer.views += block.views
+        layer.shares += [share / len(block.views)] * len(block.views)
+    return list(layers.values())

@@ -198,9 +198,11 @@ def collect_features(deltas, probed):
     batches = [[view.features(factors) for view in probed] for factors in deltas]
     collected = [torch.cat(parts) for parts in zip(*batches, strict=True)]
     for view, features in zip(probed, collected, strict=True):
-        deviations = features - features.mean(dim=0)
-        spread = deviations.square().sum(dim=1).mean().sqrt().item()
-        view.spread = spread if spread > 0 else 1.0
+        mean = features.mean(dim=0)
+        spread = (features - mean).square().sum(dim=1).mean().sqrt().item()
+        # Rounding errors of what is the same for all models are not blown up.
+        floor = 100 * torch.finfo(features.dtype).eps * mean.norm().item()
+        view.spread = spread if spread > floor else 1.0
         features /= view.spread
     return collected
 

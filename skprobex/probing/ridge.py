@@ -1,8 +1,30 @@
 """Ridge regression with an intercept, and its exact leave-one-out predictions."""
 
+from typing import NamedTuple
+
 import torch
 
 from .linalg import eigh_descending, fix_signs
+
+
+class Penalty(NamedTuple):
+    """A penalty that leave-one-out chose, and how well it does.
+
+    Attributes
+    ----------
+    alpha : Tensor of shape (n_targets,)
+        Penalty of each target; equal for all classes.
+    predictions : Tensor of shape (n_models, n_targets)
+        Leave-one-out predictions at these penalties.
+    score : float
+    error : float
+        What the penalty was chosen by; the smaller the better.
+    """
+
+    alpha: torch.Tensor
+    predictions: torch.Tensor
+    score: float
+    error: float
 
 
 class RidgePath:
@@ -13,33 +35,40 @@ class RidgePath:
 
     Parameters
     ----------
-    features : Tensor of shape (n_models, p)
+    features : Tensor of shape (n_models, p) or None
+        None leaves it at `leave_one_out` until they are set.
     targets : Tensor of shape (n_models, n_targets)
     sample_weight : Tensor of shape (n_models,), optional
     kernel : Tensor of shape (n_models, n_models), optional
-        Of these features, from `centred_kernel`, where it is at hand.
+        Of these features, from `centred_kernel`, where it is at hand; then the dual is
+        solved.
     """
 
     def __init__(self, features, targets, sample_weight=None, kernel=None):
-        n_models, n_features = features.shape
-        self.features, self.targets = features, targets
+        n_models = len(targets)
+        self.features = features
         # The leverage of the intercept. Without it the left-out target leaks through
         # the mean of the targets, and small penalties look perfect.
-        self.shares, self._roots = _shares_and_roots(features, sample_weight)
-        self.target_mean = self.shares @ targets
-        centred_targets = (targets - self.target_mean) * self._roots
-        if n_models <= n_features:
-            if kernel is None:
-                kernel = centred_kernel(features, sample_weight)
+        self.shares, self._roots = _shares_and_roots(targets, sample_weight)
+        if kernel is None and n_models <= features.shape[1]:
+            kernel = centred_kernel(features, sample_weight)
+        if kernel is not None:
             eigenvalues, vectors = eigh_descending(kernel)
         else:
             centred = self._centred_features()
             eigenvalues, vectors = eigh_descending(centred.T @ centred)
             vectors = centred @ vectors / eigenvalues.clamp_min(_eps(features)).sqrt()
         # Directions without variance, such as the mean's own, are rounding errors.
-        keep = eigenvalues > eigenvalues[0] * n_models * _eps(features)
+        keep = eigenvalues > eigenvalues[0] * n_models * _eps(targets)
         self.eigenvalues = eigenvalues[keep]  # (r,)
         self.vectors = vectors[:, keep]  # (n_models, r)
+        self.set_targets(targets)
+
+    def set_targets(self, targets):
+        """Put other targets in the place of those of before, ``(n_models, ...)``."""
+        self.targets = targets
+        self.target_mean = self.shares @ targets
+        centred_targets = (targets - self.target_mean) * self._roots
         self._projected = self.vectors.T @ centred_targets  # (r, n_targets)
 
     @property
@@ -62,12 +91,52 @@ class RidgePath:
         -------
         Tensor of shape (n_alphas, n_models, n_targets)
         """
-        shrinkage = self.eigenvalues / (self.eigenvalues + alphas[:, None])
-        shrunk = shrinkage[:, :, None] * self._projected  # (n_alphas, r, n_targets)
-        fitted = self.vectors @ shrunk / self._roots + self.target_mean
+        shrinkage, fitted = self._fitted(alphas)
         leverage = shrinkage @ self.vectors.square().T + self.shares
         freedom = (1 - leverage).clamp_min(_eps(fitted))  # (n_alphas, n_models)
         return self.targets - (self.targets - fitted) / freedom[:, :, None]
+
+    def leave_group_out(self, alphas, groups):
+        """Predict each model by the ridge fitted on all other groups, exactly.
+
+        The residuals of a group times ``(I - H_gg)^-1``, its block of the hat matrix.
+
+        Parameters
+        ----------
+        alphas : Tensor of shape (n_alphas,)
+        groups : Tensor of int, shape (n_models,)
+            Two groups at least.
+
+        Returns
+        -------
+        Tensor of shape (n_alphas, n_models, n_targets)
+        """
+        shrinkage, fitted = self._fitted(alphas)
+        predictions = torch.empty_like(fitted)
+        _, number, counts = groups.unique(return_inverse=True, return_counts=True)
+        order = number.argsort(stable=True)
+        starts = counts.cumsum(0) - counts
+        total = self._roots.square().sum()
+        for size in counts.unique().tolist():
+            where = starts[counts == size][:, None] + torch.arange(
+                size, device=order.device
+            )
+            members = order[where]  # (n_groups, size)
+            rows, roots = self.vectors[members], self._roots[members]
+            identity = torch.eye(size, dtype=rows.dtype, device=rows.device)
+            # One penalty at a time: blocks may be as large as all models.
+            for i, shrunk in enumerate(shrinkage):
+                hat = (rows * shrunk) @ rows.mT + roots @ roots.mT / total
+                freedom = identity * (1 + _eps(rows)) - hat  # (n_groups, size, size)
+                residuals = (self.targets[members] - fitted[i, members]) * roots
+                left_out = torch.linalg.solve(freedom, residuals) / roots
+                predictions[i, members] = self.targets[members] - left_out
+        return predictions
+
+    def _fitted(self, alphas):
+        shrinkage = self.eigenvalues / (self.eigenvalues + alphas[:, None])
+        shrunk = shrinkage[:, :, None] * self._projected  # (n_alphas, r, n_targets)
+        return shrinkage, self.vectors @ shrunk / self._roots + self.target_mean
 
     def solve(self, alpha):
         """Solve for one penalty, or one for each target.

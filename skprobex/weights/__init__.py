@@ -4,13 +4,28 @@ from ._collection import ModelCollection
 from ._dense import DenseWeights
 from ._layer import LayerWeights
 from ._low_rank import LowRankWeights
-from ._validation import check_weight_shape, validate_weights
+from ._several import SeveralLayers
+from ._validation import (
+    check_weight_shape,
+    holds_several,
+    layer_names,
+    take_layers,
+    unwrap_jungle,
+    validate_layers,
+    validate_weights,
+)
 
 __all__ = [
     "DenseWeights",
     "LayerWeights",
     "LowRankWeights",
     "ModelCollection",
+    "SeveralLayers",
     "check_weight_shape",
+    "holds_several",
+    "layer_names",
+    "take_layers",
+    "unwrap_jungle",
+    "validate_layers",
     "validate_weights",
 ]

@@ -1,23 +1,160 @@
 """Turn whatever a user passes as W into weights, or say what is wrong with it."""
 
+import warnings
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from scipy.sparse import issparse
+from sklearn.base import BaseEstimator
+from sklearn.utils import Bunch
 from sklearn.utils.validation import validate_data
 
+from ..exceptions import MissingLayerError, UnsupportedFormatError
 from ._collection import ModelCollection
 from ._dense import DenseWeights
 from ._layer import LayerWeights
 from ._low_rank import LowRankWeights
+from ._several import SeveralLayers
 
 # Weights that are taken as they are: they know their lifted shape and their batches.
 CONTAINERS = (LowRankWeights, LayerWeights)
 
 
+def holds_several(W):
+    """Whether W holds several layers of the same models."""
+    # A sparse matrix of keys may be a dict as well.
+    return isinstance(W, (Mapping, ModelCollection)) and not issparse(W)
+
+
+def unwrap_jungle(W):
+    """Take the layers out of the Bunch that a jungle dataset is."""
+    return W["layers"] if isinstance(W, Bunch) and "layers" in W else W
+
+
+def validate_layers(estimator, W, *, reset):
+    """Validate several layers, or one.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Gets ``weight_shape_`` if `reset`, by layer where there are several; else is
+        compared, as far as the layers in its ``layers_`` go.
+    W : Mapping, ModelCollection, or what `validate_weights` takes
+    reset : bool
+        True in fit, False afterwards.
+
+    Returns
+    -------
+    SeveralLayers, or what `validate_weights` returns
+
+    Raises
+    ------
+    ValueError
+        As `validate_weights`, naming the layer; layers of different numbers of models;
+        one layer where several were fitted.
+    MissingLayerError
+        Layers that `fit` saw and that are missing now.
+    """
+    W = unwrap_jungle(W)
+    if not holds_several(W):
+        if not reset and isinstance(estimator.weight_shape_, dict):
+            raise ValueError(
+                f"W holds one layer, but {type(estimator).__name__} was fitted on "
+                f"several: pass a ModelCollection or a dict with the layers "
+                f"{_listed(estimator.layers_)}."
+            )
+        return validate_weights(estimator, W, reset=reset)
+    if not reset and not isinstance(estimator.weight_shape_, dict):
+        raise ValueError(
+            f"W holds {len(layer_names(W))} layers, but {type(estimator).__name__} was "
+            "fitted on one: pass that layer, W[name]."
+        )
+    if reset:
+        opened = _open_usable(W)
+    else:
+        missing = [name for name in estimator.layers_ if name not in layer_names(W)]
+        if missing:
+            raise MissingLayerError(
+                f"W lacks {len(missing)} of {len(estimator.layers_)} layers that "
+                f"{type(estimator).__name__} reads: {_listed(missing)}."
+            )
+        opened = {name: W[name] for name in estimator.layers_}
+    lengths = {name: len(layer) for name, layer in opened.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"Layers must be of the same models, but hold {lengths} models. Of a "
+            "collection, W.select(layers=[...], on_missing='drop') keeps the models "
+            "that have them all."
+        )
+    validated, shapes = {}, {}
+    for name, layer in opened.items():
+        # Stands in for the estimator, whose attributes are not of one layer.
+        own = type(type(estimator).__name__, (BaseEstimator,), {})()
+        if not reset:
+            own.weight_shape_ = estimator.weight_shape_[name]
+        try:
+            validated[name] = validate_weights(own, layer, reset=reset)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"Layer {name!r}: {error}") from error
+        shapes[name] = own.weight_shape_
+    if reset:
+        estimator.weight_shape_ = shapes
+        for name in ("n_features_in_", "feature_names_in_"):
+            vars(estimator).pop(name, None)
+    return SeveralLayers(validated)
+
+
+def _open_usable(W):
+    """Open the layers that all models have in one form, and say which they have not."""
+    opened, unusable = {}, []
+    for name in layer_names(W):
+        try:
+            layer = W[name]
+        except (MissingLayerError, UnsupportedFormatError):
+            unusable.append(name)
+            continue
+        if len(getattr(layer, "shape", ())) == 1:
+            unusable.append(name)
+            continue
+        opened[name] = layer
+    if not opened:
+        raise ValueError(
+            f"W holds {len(unusable)} layers, but none that all models have in one "
+            "shape: these are models of different architectures (see W.groups)."
+        )
+    if unusable:
+        warnings.warn(
+            f"{len(unusable)} of {len(unusable) + len(opened)} layers were left out, "
+            f"as not all models have them in one shape: {_listed(unusable)}.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return opened
+
+
+def layer_names(W):
+    """Names of the layers, in their order."""
+    return list(W.layers if isinstance(W, ModelCollection) else W)
+
+
+def take_layers(W, names):
+    """Keep only some layers; nothing is read."""
+    if isinstance(W, ModelCollection):
+        return W.select(layers=names)
+    return {name: W[name] for name in names}
+
+
+def _listed(names, n=5):
+    """Name the first few and count the rest."""
+    names = list(names)
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(map(repr, names[:n])) + more
+
+
 def validate_weights(estimator, W, *, reset):
-    """Validate W and lift it to three dimensions.
+    """Validate one layer and lift it to three dimensions.
 
     Parameters
     ----------
@@ -41,12 +178,11 @@ def validate_weights(estimator, W, *, reset):
     TypeError
         Sparse input, data that are no numbers, or several layers at once.
     """
-    # A sparse matrix of keys may be a dict as well.
-    if isinstance(W, (dict, ModelCollection)) and not issparse(W):
-        layers = W if isinstance(W, dict) else W.layers
+    if holds_several(W):
+        names = layer_names(W)
         raise TypeError(
-            f"W holds {len(layers)} layers: pick one by its name, such as "
-            f"W[{next(iter(layers), 'layer')!r}]."
+            f"W holds {len(names)} layers: pick one by its name, such as "
+            f"W[{next(iter(names), 'layer')!r}]."
         )
     if isinstance(W, (torch.Tensor, *CONTAINERS)):
         if isinstance(W, torch.Tensor):

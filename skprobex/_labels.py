@@ -1,0 +1,93 @@
+"""What kind of targets these are, and the numbers that a solver fits."""
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.preprocessing import LabelEncoder
+from sklearn.utils import check_array, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+
+
+def encode_labels(y, name):
+    """Find out what kind of labels these are, and number them.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_models,) or (n_models, n_labels)
+    name : str
+        Who asks.
+
+    Returns
+    -------
+    task : str
+    classes : ndarray of shape (n_classes,)
+    codes : ndarray of int, shape (n_models,) or (n_models, n_labels)
+    """
+    if issparse(y):
+        y = y.toarray()
+    y = check_array(y, ensure_2d=False, allow_nd=True, dtype=None, input_name="y")
+    check_classification_targets(y)
+    if type_of_target(y, input_name="y") == "multilabel-indicator":
+        codes = (y > 0).astype(np.int64)
+        return "multilabel", np.arange(codes.shape[1]), codes
+    encoder = LabelEncoder()
+    codes = encoder.fit_transform(column_or_1d(y, warn=True))
+    n_classes = len(encoder.classes_)
+    if n_classes < 2:
+        raise ValueError(
+            f"{name} needs at least 2 classes in y, got 1 class: "
+            f"{encoder.classes_[0]}. Add models that were trained on something else."
+        )
+    return "binary" if n_classes == 2 else "multiclass", encoder.classes_, codes
+
+
+def to_signs(task, codes, n_classes):
+    """Targets of -1 and 1, one column a class (one column in all for two)."""
+    if task == "binary":
+        codes = codes[:, None]
+    elif task == "multiclass":
+        codes = np.eye(n_classes)[codes]
+    return 2.0 * codes - 1.0
+
+
+def check_numbers(y):
+    """Validate real targets.
+
+    Returns
+    -------
+    ndarray of shape (n_models,) or (n_models, n_targets), float64
+    """
+    y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+    if y.ndim > 2:
+        raise ValueError(
+            f"y has shape {y.shape}: expected (n_models,) or (n_models, n_targets)."
+        )
+    return y
+
+
+def standardize(y):
+    """Scale each target to mean zero and, unless it is constant, unit variance.
+
+    Returns
+    -------
+    targets : ndarray of shape (n_models, n_targets)
+    mean, std : ndarray of shape (n_targets,)
+    """
+    targets = y.reshape(len(y), -1)
+    mean, std = targets.mean(axis=0), targets.std(axis=0)
+    std = np.where(std > 0, std, 1.0)
+    return (targets - mean) / std, mean, std
+
+
+def encode_targets(y, name):
+    """Turn labels or real numbers into what a ridge is fitted to.
+
+    Returns
+    -------
+    task : one of ``probing.tasks.TASKS``
+    targets : ndarray of shape (n_models, n_targets)
+    """
+    if not issparse(y) and type_of_target(y, input_name="y").startswith("continuous"):
+        targets, _, _ = standardize(check_numbers(y))
+        return "regression", targets
+    task, classes, codes = encode_labels(y, name)
+    return task, to_signs(task, codes, len(classes))
