@@ -3,7 +3,7 @@
 from . import baselines, datasets, exceptions, inspection, layers, trees
 from ._classifier import ProbeXClassifier
 from ._regressor import ProbeXRegressor
-from .io import open_models, save_models
+from .io import load, open_models, save_models
 from .layers import LayerFusion
 from .trees import ModelTreeClustering, TreeExperts, recover_heritage
 from .weights import LayerWeights, LowRankWeights, ModelCollection
@@ -20,6 +20,8 @@ __all__ = [
     "ModelTreeClustering",
     "TreeExperts",
     "recover_heritage",
+    # Saved estimators
+    "load",
     # Files of weights
     "open_models",
     "save_models",

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._progress import ProgressBar
 from ._sklearn import ClassNamePrefixFeaturesOutMixin, Interval, StrOptions
+from .io._persistence import Saveable
 from .probing.closed_form import fit_closed_form
 from .probing.deltas import DecomposedDeltas, mean_weights
 from .probing.device import as_array, as_tensor, make_generator, resolve_device
@@ -40,7 +41,9 @@ def all_or_nothing(fit):
     return wrapper
 
 
-class BaseExpert(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class BaseExpert(
+    Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     """Fit one expert on one Model Tree, in closed form; W is one layer or several."""
 
     _parameter_constraints = {

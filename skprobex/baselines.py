@@ -12,6 +12,7 @@ from sklearn.linear_model import RidgeClassifierCV, RidgeCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from .io._persistence import Saveable
 from .probing.deltas import as_dense
 from .weights import validate_weights
 
@@ -30,7 +31,7 @@ def dense_batches(weights):
 
 
 class _WeightsTransformer(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
     """What the transformers below share: the input they take and their tags."""
 

@@ -1,4 +1,4 @@
-"""The errors of reading weights: all are ValueErrors, and all name the file."""
+"""The errors of reading files: all are ValueErrors, and all name the file."""
 
 __all__ = [
     "WeightFileError",
@@ -7,11 +7,12 @@ __all__ = [
     "FileChangedError",
     "RemoteError",
     "MissingLayerError",
+    "VersionWarning",
 ]
 
 
 class WeightFileError(ValueError):
-    """A file of weights that cannot be used; the base of the others."""
+    """A file that cannot be used; the base of the others."""
 
 
 class CorruptFileError(WeightFileError):
@@ -32,3 +33,7 @@ class RemoteError(WeightFileError):
 
 class MissingLayerError(WeightFileError):
     """A layer that some or all models do not have, or have in another shape."""
+
+
+class VersionWarning(UserWarning):
+    """An estimator that was saved by another version than the one that loads it."""

@@ -273,7 +273,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("skprobex.io._save.os.replace", fail)
+    monkeypatch.setattr("skprobex.io._atomic.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         save_models(tmp_path, {"w": np.zeros((1, 2))})
     assert not list(tmp_path.iterdir())

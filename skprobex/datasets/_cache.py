@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import get_data_home
+
+from ..io._atomic import replacing
 
 Arrays = dict[str, np.ndarray]
 
@@ -60,7 +61,8 @@ def load_or_build(
     if arrays is None:
         arrays = build()
         try:
-            _write(path, arrays)
+            with replacing(path) as file:
+                np.savez(file, **arrays)
         except OSError as error:
             _warn_not_stored(name, error)
     return arrays
@@ -82,19 +84,6 @@ def _read(path):
         # A damaged file can fail in zipfile, in zlib, or in numpy's header parser, with
         # a dozen kinds of errors. All of them mean the same: build it again.
         return None
-
-
-def _write(path, arrays):
-    partial = path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(partial, "xb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            # Without it a power cut could leave the new name on an empty file.
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _warn_not_stored(name, error):

@@ -1,4 +1,7 @@
-"""Read safetensors: the header with suspicion, then one tensor as one byte range."""
+"""Read safetensors: the header with suspicion, then one tensor as one byte range.
+
+And write them, array by array.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,15 @@ TORCH_DTYPES = {
 }
 # Known, so that a file that holds one opens, but read by nothing here.
 _UNREAD_ITEMSIZES = {"U16": 2, "U32": 4, "U64": 8, "C64": 8, "F8_E8M0": 1}
+NUMPY_DTYPES = {
+    np.dtype(f"{kind}{itemsize}"): f"{name}{8 * itemsize}"
+    for kind, name, itemsizes in (
+        ("f", "F", (2, 4, 8)),
+        ("i", "I", (1, 2, 4, 8)),
+        ("u", "U", (1, 2, 4, 8)),
+    )
+    for itemsize in itemsizes
+} | {np.dtype(bool): "BOOL"}
 # How nearly every header with metadata begins.
 _METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
@@ -307,3 +319,45 @@ def scale_names(info):
     if "." in info.name:
         names.append(f"{info.name.rpartition('.')[0]}.weight_scale")
     return names
+
+
+def write_arrays(file, arrays, metadata):
+    """Write a safetensors file, without a copy of what is written.
+
+    Parameters
+    ----------
+    file : binary file
+    arrays : dict of str to ndarray
+        C-contiguous, of the dtypes in `NUMPY_DTYPES`.
+    metadata : dict of str to str
+
+    Raises
+    ------
+    ValueError
+        If the header would be longer than readers take.
+    """
+    header, start = {"__metadata__": metadata}, 0
+    # Wide types first, so that every tensor is aligned.
+    ordered = sorted(arrays.items(), key=lambda item: -item[1].itemsize)
+    for name, array in ordered:
+        header[name] = {
+            "dtype": NUMPY_DTYPES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [start, start + array.nbytes],
+        }
+        start += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise ValueError(
+            f"The header would have {len(text)} bytes: a safetensors file's may have "
+            f"{MAX_HEADER_BYTES}."
+        )
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, array in ordered:
+        file.write(as_bytes(array))
+
+
+def as_bytes(array):
+    """View a contiguous array as its bytes."""
+    return array.reshape(-1).view(np.uint8)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save
+
+from ._atomic import replacing
 
 
 def save_models(folder, weights_by_layer, metadata=None, names=None):
@@ -67,7 +67,8 @@ def save_models(folder, weights_by_layer, metadata=None, names=None):
         tensors = {}
         for layer, W in weights_by_layer.items():
             tensors.update(_tensors(layer, W, i))
-        _write(path, save(tensors, _as_text(entry)))
+        with replacing(path) as file:
+            file.write(save(tensors, _as_text(entry)))
     return paths
 
 
@@ -128,17 +129,3 @@ def _factors(W, i):
         b, a = batch.B[0], batch.A[0]
         return b.contiguous().clone(), a.contiguous().clone()
     return None
-
-
-def _write(path, data):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}.incomplete")
-    try:
-        with open(partial, "xb") as file:
-            file.write(data)
-            file.flush()
-            # Without it a power cut could leave the new name on an empty file.
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

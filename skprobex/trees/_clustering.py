@@ -11,13 +11,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._base import all_or_nothing
 from .._sklearn import Interval, StrOptions, _fit_context
+from ..io._persistence import Saveable
 from ..probing.device import resolve_device
 from ._forms import split_forms
 from ._linkage import cut_at, cut_into, join
 from ._parts import DenseTrees, LowRankTrees
 
 
-class ModelTreeClustering(ClusterMixin, BaseEstimator):
+class ModelTreeClustering(Saveable, ClusterMixin, BaseEstimator):
     r"""Find out which models descend from one base.
 
     Models of another architecture are of another Model Tree. Within an architecture

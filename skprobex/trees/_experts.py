@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .._base import all_or_nothing
 from .._sklearn import Interval, _fit_context
+from ..io._persistence import Saveable
 from ..weights import ModelCollection
 from ._clustering import ModelTreeClustering
 from ._delegation import (
@@ -36,7 +37,7 @@ from ._delegation import (
 from ._forms import stack_models, take
 
 
-class TreeExperts(MetaEstimatorMixin, BaseEstimator):
+class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
     """Fit one expert for each Model Tree, and ask the right one.
 
     Within a Model Tree what a model was trained on is easily read from its weights;
