@@ -2,6 +2,7 @@
 
 from . import baselines, datasets, exceptions, inspection, layers, trees
 from ._classifier import ProbeXClassifier
+from ._embedder import ProbeXEmbedder
 from ._regressor import ProbeXRegressor
 from .io import load, open_models, save_models
 from .layers import LayerFusion
@@ -14,6 +15,7 @@ __all__ = [
     # Estimators
     "ProbeXClassifier",
     "ProbeXRegressor",
+    "ProbeXEmbedder",
     # Several layers
     "LayerFusion",
     # Model Trees

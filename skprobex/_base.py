@@ -127,25 +127,26 @@ class BaseExpert(
         ClosedFormExpert
             Of tensors.
         """
-        several = W.layers if isinstance(W, SeveralLayers) else {None: W}
-        total = len(W) * len(several)
+        total = len(W) * len(_by_name(W))
         with ProgressBar(self.verbose, type(self).__name__, total, "model") as bar:
             return fit_closed_form(
-                (
-                    (name, self._open_layer(name, layer, device, generator, bar.update))
-                    for name, layer in several.items()
-                ),
+                self._open_layers(W, device, generator, bar.update),
                 targets,
                 task,
                 views=views,
                 normalize=normalize,
-                n_probes=self._clip_probes(several.values()),
+                n_probes=self._clip_probes(W),
                 alphas=self._check_alphas(),
                 n_components=n_components,
                 generator=generator,
                 sample_weight=sample_weight,
                 **options,
             )
+
+    def _open_layers(self, W, device, generator, progress=None):
+        """Open one layer after the other, so that none is kept longer than needed."""
+        for name, layer in _by_name(W).items():
+            yield name, self._open_layer(name, layer, device, generator, progress)
 
     def _open_layer(self, name, layer, device, generator, progress=None):
         """Centre a layer's weights, and decompose them batch by batch as asked."""
@@ -198,8 +199,8 @@ class BaseExpert(
             )
         return tuple(alphas.tolist())
 
-    def _clip_probes(self, layers):
-        shapes = [layer.lifted_shape[1:] for layer in layers]
+    def _clip_probes(self, W):
+        shapes = [layer.lifted_shape[1:] for layer in _by_name(W).values()]
         limit = max(max(shape) for shape in shapes)
         # The default is meant for any layer: clipping it is no news.
         if self.n_probes > limit and self.n_probes != DEFAULT_N_PROBES:
@@ -242,3 +243,8 @@ class BaseExpert(
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _by_name(W):
+    """Layers by name; None is the name of the only one."""
+    return W.layers if isinstance(W, SeveralLayers) else {None: W}

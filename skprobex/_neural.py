@@ -12,6 +12,7 @@ from ._base import BaseExpert
 from ._progress import ProgressBar
 from ._sklearn import Interval, StrOptions
 from .probing.device import as_tensor
+from .probing.naming import Naming
 from .probing.state import to_arrays, to_tensors
 from .probing.training import NeuralExpert, fit_neural
 from .weights import SeveralLayers
@@ -60,7 +61,8 @@ class BaseProbeX(BaseExpert):
         ----------
         W : weights, or SeveralLayers
         targets : ndarray of shape (n_models, n_targets)
-        task : one of ``probing.tasks.TASKS``
+        task : one of ``probing.tasks.TASKS``, or Naming
+            The network's is "multiclass" where the closed form's is Naming.
         stratify : ndarray or None
             Labels that early stopping splits evenly.
         sample_weight : ndarray of shape (n_models,), optional
@@ -84,12 +86,14 @@ class BaseProbeX(BaseExpert):
                 f"W holds {len(W.layers)} layers, and solver='adam' takes one: pass "
                 "W[name], or use solver='ridge'."
             )
+        is_naming = isinstance(task, Naming)
         closed_form = {
             "device": device,
             "generator": generator,
             "views": views,
             "normalize": normalize,
-            "n_components": self.n_components,
+            # An embedding is what is predicted, not what predicts it.
+            "n_components": None if is_naming else self.n_components,
             "sample_weight": sample_weight,
         }
         if self.solver == "ridge":
@@ -114,6 +118,7 @@ class BaseProbeX(BaseExpert):
         if self.early_stopping:
             validation = self._split_validation(stratify, len(W), random_state)
         n_training = len(W) - (0 if validation is None else len(validation))
+        default_width = task.vectors.shape[1] if is_naming else DEFAULT_N_COMPONENTS
         deltas = self._open_layer(None, W, device, generator)
         with ProgressBar(
             self.verbose, type(self).__name__, self.max_iter, "epoch"
@@ -121,15 +126,15 @@ class BaseProbeX(BaseExpert):
             network = fit_neural(
                 W,
                 targets,
-                task,
+                "multiclass" if is_naming else task,
                 views=views,
                 normalize=normalize,
                 center=deltas.center,
                 sketch=deltas.sketch,
                 device=device,
-                n_probes=self._clip_probes([W]),
+                n_probes=self._clip_probes(W),
                 projection_dim=self.projection_dim,
-                n_components=self.n_components or DEFAULT_N_COMPONENTS,
+                n_components=self.n_components or default_width,
                 standardize=self.standardize,
                 generator=generator,
                 warm_start=warm_start,

@@ -6,6 +6,7 @@ from importlib import import_module
 SAVED_CLASSES = {
     "ProbeXClassifier": "skprobex._classifier",
     "ProbeXRegressor": "skprobex._regressor",
+    "ProbeXEmbedder": "skprobex._embedder",
     "LayerFusion": "skprobex.layers._fusion",
     "ModelTreeClustering": "skprobex.trees._clustering",
     "TreeExperts": "skprobex.trees._experts",
@@ -16,6 +17,7 @@ SAVED_CLASSES = {
     "ClosedFormExpert": "skprobex.probing.closed_form",
     "ProbedLayer": "skprobex.probing.closed_form",
     "ProbedView": "skprobex.probing.probes",
+    "TextSpace": "skprobex._text_space",
     "TextSide": "skprobex.probing.naming",
     "NeuralExpert": "skprobex.probing.training",
     "History": "skprobex.probing.training",

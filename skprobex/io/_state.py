@@ -490,6 +490,8 @@ def _parameter_names(cls):
 def _take_apart(value):
     """Parameters and other attributes."""
     parameters = {n: getattr(value, n) for n in _parameter_names(type(value))}
+    # What stands in for parameters that are not saved, such as loaded text encoders.
+    parameters |= getattr(value, "_saved_parameters", dict)()
     left_out = {*parameters, *getattr(value, "_unsaved", ())}
     own = getattr(value, "__dict__", {})
     return parameters, {n: part for n, part in own.items() if n not in left_out}

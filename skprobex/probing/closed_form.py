@@ -13,6 +13,7 @@ from .device import solver_device
 from .fusion import as_blocks, best_blocks, fuse, in_order, keep_best
 from .naming import Naming, TextSide
 from .probes import ProbedView, fit_features
+from .ridge import RidgePath
 from .selection import (
     Ridges,
     candidate_views,
@@ -222,7 +223,7 @@ def fit_closed_form(
         return None if tensor is None else tensor.to(home, dtype)
 
     return ClosedFormExpert(
-        layers=probed_layers(choice, blocks),
+        layers=probed_layers(blocks, choice.members, choice.shares),
         feature_mean=settle(path.feature_mean),
         coef=settle(coef),
         intercept=settle(intercept),
@@ -235,10 +236,50 @@ def fit_closed_form(
     )
 
 
-def probed_layers(choice, blocks):
+def fit_unsupervised(layers, *, views, normalize, n_probes, n_components, generator):
+    """Probe views without targets: principal components of all layers side by side.
+
+    Parameters
+    ----------
+    layers : iterable of (str or None, DecomposedDeltas)
+    views : tuple of str
+    normalize : bool
+    n_probes, n_components : int
+    generator : torch.Generator
+
+    Returns
+    -------
+    ClosedFormExpert
+        Without outputs.
+    """
+    candidates = candidate_views(views, normalize)
+    blocks = []
+    for name, deltas in layers:
+        probed, features = fit_features(deltas, candidates, n_probes, generator)
+        blocks += as_blocks(name, deltas, candidates, probed, features)
+    home, dtype = features[0].device, features[0].dtype
+    solver = solver_device(home)
+    no_targets = torch.zeros(len(features[0]), 0, dtype=torch.float64, device=solver)
+    ridges = Ridges([b.features for b in blocks], no_targets, None, ())
+    members = tuple(range(len(blocks)))
+    path = RidgePath(ridges.joined(members), no_targets)
+    precision = 10 * torch.finfo(dtype).eps
+    components = path.principal_directions(n_components, precision)
+    shares = (1 / len(blocks),) * len(blocks)
+    return ClosedFormExpert(
+        layers=probed_layers(blocks, members, shares),
+        feature_mean=path.feature_mean.to(home, dtype),
+        coef=torch.zeros(0, components.shape[1], dtype=dtype, device=home),
+        intercept=torch.zeros(0, dtype=dtype, device=home),
+        components=components.to(home, dtype),
+        alpha=torch.zeros(0),
+    )
+
+
+def probed_layers(blocks, members, shares):
     """Put the chosen blocks of each layer together."""
     layers = {}
-    for i, share in zip(choice.members, choice.shares, strict=True):
+    for i, share in zip(members, shares, strict=True):
         block = blocks[i]
         if block.name not in layers:
             layers[block.name] = ProbedLayer(

@@ -8,11 +8,16 @@ MVProbe (ICML 2026) has several, standardised per sample. For each view M_i::
     e = T vec(Z) + t          encoder, to n_components: the representation
     y = H e + h               head
 
-With several views the encoder reads them side by side.
+With several views the encoder reads them side by side. For text alignment the head is
+a tower of its own: text vectors are mapped next to the representations, and the outputs
+are cosines over a temperature.
 """
+
+import math
 
 import torch
 from torch import nn
+from torch.nn.functional import normalize as unit_rows
 
 from .inputs import factor_names
 
@@ -51,6 +56,11 @@ class ProbingNetwork(nn.Module):
     n_probes, projection_dim, n_components, n_outputs : int
     standardize : bool
         Standardise S over its entries, for each model and view.
+    text_dim : int, optional
+        Dimension of the text vectors that models are aligned with, `n_outputs` of
+        them. None has a linear head.
+    learn_temperature : bool
+        See `TextHead`.
     generator : torch.Generator, optional
         Draws the initial weights; without it they are whatever lies in memory, to be
         loaded over.
@@ -66,6 +76,8 @@ class ProbingNetwork(nn.Module):
         n_components,
         n_outputs,
         standardize,
+        text_dim=None,
+        learn_temperature=True,
         generator=None,
     ):
         super().__init__()
@@ -82,7 +94,12 @@ class ProbingNetwork(nn.Module):
             self.projections[name] = _normal(rows, projection_dim, rows, generator)
             width += projection_dim * n_probes
         self.encoder = _linear(width, n_components, generator)
-        self.head = _linear(n_components, n_outputs, generator)
+        if text_dim is None:
+            self.head = _linear(n_components, n_outputs, generator)
+        else:
+            self.head = TextHead(
+                n_outputs, text_dim, n_components, learn_temperature, generator
+            )
 
     def encode(self, inputs):
         """Compute the representation, ``(b, n_components)``."""
@@ -101,6 +118,39 @@ class ProbingNetwork(nn.Module):
 
     def forward(self, inputs):
         return self.head(self.encode(inputs))
+
+
+class TextHead(nn.Module):
+    """Cosines between representations and embedded text vectors, over a temperature.
+
+    Parameters
+    ----------
+    n_labels, text_dim, n_components : int
+    learn_temperature : bool
+        If not, it is one, as published: cosines lie in [-1, 1], and the cross-entropy
+        over many labels cannot fall far below the logarithm of their number.
+    generator : torch.Generator, optional
+
+    Attributes
+    ----------
+    vectors : Tensor of shape (n_labels, text_dim)
+        Text vectors of the labels.
+    """
+
+    # That of CLIP (Radford et al., 2021): where it starts, and its least.
+    _INITIAL, _LEAST = 0.07, 0.01
+
+    def __init__(self, n_labels, text_dim, n_components, learn_temperature, generator):
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(n_labels, text_dim))
+        self.tower = _linear(text_dim, n_components, generator)
+        scale = -math.log(self._INITIAL) if learn_temperature else 0.0
+        self.log_scale = nn.Parameter(torch.tensor(scale), learn_temperature)
+
+    def forward(self, representations):
+        labels = unit_rows(self.tower(self.vectors))  # (n_labels, n_components)
+        scale = self.log_scale.clamp(max=-math.log(self._LEAST)).exp()
+        return scale * (unit_rows(representations) @ labels.T)
 
 
 def _normal(rows, columns, fan_in, generator):

@@ -77,7 +77,8 @@ class Ridges:
         self.alphas, self.sample_weight = alphas, sample_weight
         self.kernels = kernels or [None] * len(features)
 
-    def _joined(self, members, shares):
+    def joined(self, members, shares=None):
+        """Join the candidates' features."""
         return join([self.features[i].to(self.targets) for i in members], shares)
 
     def joined_kernel(self, members, shares):
@@ -104,7 +105,7 @@ class Ridges:
             kernel = self.joined_kernel(members, shares)
             path = RidgePath(None, self.targets, self.sample_weight, kernel)
         else:
-            joined = self._joined(members, shares)
+            joined = self.joined(members, shares)
             path = RidgePath(joined, self.targets, self.sample_weight)
         penalty = choose_penalty(path, self.task, self.alphas)
         return Choice(members, shares, path, penalty)
@@ -112,7 +113,7 @@ class Ridges:
     def settle(self, choice):
         """Give the chosen ridge its features, where it was fitted on kernels."""
         if choice.path.features is None:
-            choice.path.features = self._joined(choice.members, choice.shares)
+            choice.path.features = self.joined(choice.members, choice.shares)
 
 
 def choose_penalty(path, task, alphas):

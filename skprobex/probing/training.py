@@ -7,6 +7,7 @@ import torch
 
 from .deltas import LowRankBatch, delta_norms, root_mean_square, subtract
 from .inputs import ViewInputs, training_inputs
+from .naming import TextSide
 from .networks import ProbingNetwork
 from .tasks import loss, score
 from .views import MATRIX_VIEWS
@@ -56,11 +57,23 @@ class NeuralExpert:
 
     @property
     def coef(self):
-        return self.state["head.weight"]
+        """Weights of the head; of its tower, if it is a `TextHead`."""
+        return self.state[f"{self._head}.weight"]
 
     @property
     def intercept(self):
-        return self.state["head.bias"]
+        return self.state[f"{self._head}.bias"]
+
+    @property
+    def _head(self):
+        return "head" if self.sizes["text_dim"] is None else "head.tower"
+
+    @property
+    def text_side(self):
+        """What embeds text vectors, or None."""
+        if self.sizes["text_dim"] is None:
+            return None
+        return TextSide(self.coef.T, self.intercept)
 
     @property
     def n_components(self):
@@ -111,9 +124,13 @@ def fit_neural(
     standardize,
     generator,
     warm_start=None,
+    text_vectors=None,
+    learn_temperature=True,
     **schedule,
 ):
     """Build the inputs, then train; see `train` for the schedule.
+
+    With `text_vectors`, ``(n_targets, d_text)``, the targets are labels of such texts.
 
     Returns
     -------
@@ -142,6 +159,8 @@ def fit_neural(
         "n_components": n_components,
         "n_outputs": targets.shape[1],
         "standardize": standardize,
+        "text_dim": None if text_vectors is None else text_vectors.shape[1],
+        "learn_temperature": learn_temperature,
     }
     network = ProbingNetwork(
         view_scales=inputs.view_scales, generator=generator, **sizes
@@ -149,6 +168,8 @@ def fit_neural(
     if warm_start is not None:
         _check_same_sizes(sizes, warm_start.sizes)
         network.load_state_dict(warm_start.state)
+    if text_vectors is not None:
+        network.head.vectors = text_vectors.to(device, dtype)
     targets = targets.to(device, dtype)
     history = train(network, data, targets, task, generator=generator, **schedule)
     return NeuralExpert(inputs, sizes, _copy_state(network), history)
