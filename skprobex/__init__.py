@@ -1,9 +1,10 @@
 """Learn from the weights of neural networks with the scikit-learn API."""
 
-from . import baselines, datasets, exceptions, inspection, trees
+from . import baselines, datasets, exceptions, inspection, search, trees
 from ._classifier import ProbeXClassifier
 from ._regressor import ProbeXRegressor
 from .io import load, open_models, save_models
+from .search import ModelIndex
 from .trees import ModelTreeClustering, TreeExperts, recover_heritage
 from .weights import LayerWeights, LowRankWeights, ModelCollection
 
@@ -17,6 +18,8 @@ __all__ = [
     "ModelTreeClustering",
     "TreeExperts",
     "recover_heritage",
+    # Search
+    "ModelIndex",
     # Saved estimators
     "load",
     # Files of weights
@@ -31,5 +34,6 @@ __all__ = [
     "datasets",
     "exceptions",
     "inspection",
+    "search",
     "trees",
 ]

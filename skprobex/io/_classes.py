@@ -8,6 +8,7 @@ SAVED_CLASSES = {
     "ProbeXRegressor": "skprobex._regressor",
     "ModelTreeClustering": "skprobex.trees._clustering",
     "TreeExperts": "skprobex.trees._experts",
+    "ModelIndex": "skprobex.search",
     "WeightStatistics": "skprobex.baselines",
     "SpectralStatistics": "skprobex.baselines",
     "FlatDeltas": "skprobex.baselines",

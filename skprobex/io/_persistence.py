@@ -30,11 +30,15 @@ _DTYPES = {name: dtype for dtype, name in NUMPY_DTYPES.items()}
 class Saveable:
     """Mixin of estimators that are saved without pickle.
 
-    Attributes named in the class's ``_unsaved`` are left out: they must be such as are
-    made again when they are missing.
+    Attributes named in the class's ``_unsaved`` are left out, of pickles as well: they
+    must be such as are made again when they are missing.
     """
 
     _unsaved = ()
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        return {k: value for k, value in state.items() if k not in self._unsaved}
 
     def save(self, path):
         """Save the estimator in a file that `skprobex.load` reads.
