@@ -1,6 +1,6 @@
 """Learn from the weights of neural networks with the scikit-learn API."""
 
-from . import baselines, datasets, exceptions, inspection, search, trees
+from . import baselines, datasets, exceptions, inspection, metrics, search, trees
 from ._classifier import ProbeXClassifier
 from ._regressor import ProbeXRegressor
 from .io import load, open_models, save_models
@@ -34,6 +34,7 @@ __all__ = [
     "datasets",
     "exceptions",
     "inspection",
+    "metrics",
     "search",
     "trees",
 ]
