@@ -56,7 +56,7 @@ class ModelIndex(Saveable, BaseEstimator):
         Batches that are embedded in parallel, as in `joblib.Parallel`; None is 1
         unless in a `joblib.parallel_config` context.
     verbose : int, default=0
-        1 shows a progress bar on stderr while models are added.
+        1 shows a progress bar on stderr while models are embedded.
 
     Attributes
     ----------

@@ -169,7 +169,7 @@ def test_unfitted_estimators_and_their_parameters(tmp_path):
         "center": RNG.normal(size=(8, 12)).T,  # transposed in memory
         "random_state": np.random.RandomState(7),
         "device": torch.device("cpu"),
-        "alphas": np.array([1, np.inf, np.nan]),
+        "alphas": np.array([1, np.inf, np.nan], dtype=">f8"),
         "tol": np.float32(1e-3),
         "class_weight": {"a": 1.5, 3: np.int64(2), None: float("-inf")},
         "views": ("xu", "xtu"),
@@ -309,6 +309,20 @@ def test_classes_say_what_is_not_saved(classifier, tmp_path, monkeypatch):
     fitted._cache = object()
     fitted.save(tmp_path / "saved")
     assert not hasattr(skprobex.load(tmp_path / "saved"), "_cache")
+
+
+def test_parameters_that_are_missing_keep_their_defaults(saved):
+    parts = contents(saved)
+    del parts.objects[-1]["parameters"]["n_probes"]
+    rewrite(saved, parts)
+    assert skprobex.load(saved).n_probes == ProbeXClassifier().n_probes
+    experts = TreeExperts(ProbeXClassifier())
+    experts.save(saved)
+    parts = contents(saved)
+    del parts.objects[0], parts.objects[-1]["parameters"]["estimator"]
+    rewrite(saved, parts)
+    with pytest.raises(CorruptFileError, match="its TreeExperts cannot be made"):
+        skprobex.load(saved)
 
 
 # Files nobody vouches for

@@ -274,6 +274,7 @@ class StateReader:
             value = cls.__new__(cls)
         else:
             try:
+                # What an older version did not have yet keeps its default.
                 value = cls(**parameters)
             except (TypeError, ValueError) as error:
                 raise self._corrupt(f"its {name} cannot be made: {error}") from None
