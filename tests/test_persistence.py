@@ -36,9 +36,11 @@ from skprobex.exceptions import (
     VersionWarning,
     WeightFileError,
 )
-from skprobex.io import _persistence, _state
+from skprobex.io import _persistence
 from skprobex.io._classes import SAVED_CLASSES, class_named
 from skprobex.io._safetensors import write_arrays
+from skprobex.io._state import MAX_DEPTH
+from skprobex.io._state_reader import StateReader
 
 DATA = Path(__file__).parent / "data"
 METHODS = ("predict", "decision_function", "predict_proba", "transform", "labels_")
@@ -224,7 +226,7 @@ def test_experts_that_trees_share_are_one(tmp_path):
 @pytest.mark.parametrize("wrap", [lambda v: {"k": v}, lambda v: (v,), lambda v: [v]])
 def test_what_is_nested_as_deep_as_may_be(wrap, tmp_path):
     value = np.arange(3.0)
-    for _ in range(_state.MAX_DEPTH):
+    for _ in range(MAX_DEPTH):
         value = wrap(value)
     ProbeXClassifier(views=value).save(tmp_path / "saved")
     assert str(skprobex.load(tmp_path / "saved").views) == str(value)
@@ -601,7 +603,7 @@ def test_versions_that_differ_are_told_of(saved, tmp_path):
         skprobex.load(saved)
 
 
-KINDS = st.sampled_from([*_state.StateReader._KINDS, "json", "class", "x"])
+KINDS = st.sampled_from([*StateReader._KINDS, "json", "class", "x"])
 PLAIN = (
     st.none()
     | st.booleans()

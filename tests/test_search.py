@@ -355,10 +355,12 @@ def test_bad_where(index, where):
 
 def test_embedders_that_do_not_fit(index, embedder):
     index.set_params(embedder=StandIn(4).fit(W))
-    with pytest.raises(ValueError, match="query has 4 dimensions"):
-        index.search("cats")
-    with pytest.raises(ValueError, match="now gives 4 dimensions"):
+    for query in ("cats", W):
+        with pytest.raises(ValueError, match="gives 4 dimensions"):
+            index.search(query)
+    with pytest.raises(ValueError, match="gives 4 dimensions"):
         index.add(W[:1], ["another"])
+    assert "another" not in index and len(index) == 30
 
     class NoText(StandIn):
         encode_text = property()

@@ -20,7 +20,8 @@ from ..exceptions import CorruptFileError, UnsupportedFormatError, VersionWarnin
 from ._atomic import replacing
 from ._classes import SAVED_CLASSES, saved_name
 from ._safetensors import NUMPY_DTYPES, as_bytes, read_header, write_arrays
-from ._state import StateReader, StateWriter, parse_json
+from ._state_reader import StateReader, parse_json
+from ._state_writer import StateWriter
 
 # Raise it whenever files of before would be read as something else.
 FORMAT_VERSION = 1

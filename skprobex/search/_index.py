@@ -1,36 +1,29 @@
-"""Search models by a sentence, or by the weights of other models."""
+"""ModelIndex."""
 
-import json
-import warnings
-from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from numbers import Integral
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils import Bunch
 from sklearn.utils.parallel import Parallel, delayed
 
-from ._progress import ProgressBar
-from ._sklearn import HasMethods, Interval
-from .exceptions import UnsupportedFormatError
-from .io._persistence import Saveable, load
-from .io._save import as_plain
-from .trees._forms import take
-from .weights import LayerWeights, ModelCollection
-from .weights._collection import as_condition
-
-__all__ = ["ModelIndex", "SearchResult"]
-
-# By how much products in float32 may be wrong: so close to the k-th, all are compared
-# again in float64, in which equal models are equal wherever they stand.
-_ROUNDING = 1e-5
-# Scores held at a time.
-_N_SCORES = 2**24
-# Share of faiss's cells that a query looks into.
-_SHARE_PROBED = 0.1
+from .._progress import ProgressBar
+from .._sklearn import HasMethods, Interval
+from ..exceptions import UnsupportedFormatError
+from ..io._persistence import Saveable, load
+from ..trees._forms import take
+from ..weights import LayerWeights, ModelCollection
+from ..weights._collection import as_condition
+from ._checks import (
+    as_rows,
+    as_weights,
+    check_has_model_axis,
+    check_metadata,
+    check_names,
+)
+from ._nearest import append_rows, make_cells, nearest
+from ._result import SearchResult
 
 
 class ModelIndex(Saveable, BaseEstimator):
@@ -161,7 +154,7 @@ class ModelIndex(Saveable, BaseEstimator):
             not have, another number of them than of models.
         """
         self._validate_params()
-        W = _as_weights(W)
+        W = as_weights(W)
         n_models = len(W)
         if not n_models:
             raise ValueError("W holds no models: expected at least one.")
@@ -175,17 +168,20 @@ class ModelIndex(Saveable, BaseEstimator):
         if metadata is None:
             known = isinstance(W, ModelCollection)
             metadata = W.metadata if known else [{}] * n_models
-        names = self._check_names(names, n_models)
-        metadata = _check_metadata(metadata, names)
+        names = check_names(names, n_models, self)
+        metadata = check_metadata(metadata, names)
         rows = self._embed(W, n_models)
 
-        if not len(self):
+        n_held = len(self)
+        if not n_held:
             self._names, self._metadata, self._rows = [], [], rows
         else:
-            self._rows = _append(self._rows, len(self), rows)
+            self._check_dimensions(rows)
+            self._rows = append_rows(self._rows, n_held, rows)
+        self._positions.update({name: n_held + i for i, name in enumerate(names)})
         self._names.extend(names)
         self._metadata.extend(metadata)
-        self._forget()
+        vars(self).pop("_cells", None)
         return self
 
     def remove(self, names):
@@ -215,7 +211,8 @@ class ModelIndex(Saveable, BaseEstimator):
         self._rows = self._rows[kept]
         self._names = [self._names[i] for i in kept]
         self._metadata = [self._metadata[i] for i in kept]
-        self._forget()
+        for name in self._unsaved:
+            vars(self).pop(name, None)
         return self
 
     def search(self, query, k=10, where=None):
@@ -254,13 +251,10 @@ class ModelIndex(Saveable, BaseEstimator):
             raise ValueError(f"k must be an integer of at least 1, got {k!r}.")
         allowed = self._select(where)
         vectors = self._embed_query(query)
-        if vectors.shape[1] != self.embeddings_.shape[1]:
-            raise ValueError(
-                f"The query has {vectors.shape[1]} dimensions and the models of the "
-                f"index {self.embeddings_.shape[1]}: is the embedder the one that they "
-                "were added with?"
-            )
-        found = self._nearest(vectors, k, allowed)
+        self._check_dimensions(vectors)
+        is_large = self.faiss_above is not None and len(self) > self.faiss_above
+        cells = self._cells if is_large and allowed is None else None
+        found = nearest(self.embeddings_, vectors, k, allowed, cells)
         names = [[self._names[i] for i in positions] for positions, _ in found]
         scores = [values for _, values in found]
         metadata = [[dict(self._metadata[i]) for i in rows] for rows, _ in found]
@@ -317,30 +311,13 @@ class ModelIndex(Saveable, BaseEstimator):
             )
         return index
 
-    def _forget(self):
-        for name in self._unsaved:
-            vars(self).pop(name, None)
-
-    def _check_names(self, names, n_models):
-        names = list(names)
-        if len(names) != n_models:
-            raise ValueError(f"names has {len(names)} entries for {n_models} models.")
-        for name in names:
-            if not isinstance(name, str):
-                raise ValueError(
-                    f"names must be str, got {name!r} of type {type(name).__name__}."
-                )
-        names = [str(name) for name in names]  # numpy's own kind of str, too
-        name, count = Counter(names).most_common(1)[0]
-        if count > 1:
-            raise ValueError(f"names has {name!r} {count} times: each must be unique.")
-        for name in names:
-            if name in self:
-                raise ValueError(
-                    f"There is a model {name!r} in the index already: remove it first, "
-                    "or add this one by another name."
-                )
-        return names
+    def _check_dimensions(self, rows):
+        if rows.shape[1] != self._rows.shape[1]:
+            raise ValueError(
+                f"The embedder gives {rows.shape[1]} dimensions, but the models in the "
+                f"index have {self._rows.shape[1]}: it is not the one that they were "
+                "added with."
+            )
 
     def _embed(self, W, n_models):
         batches = (
@@ -353,13 +330,7 @@ class ModelIndex(Saveable, BaseEstimator):
             for part in parallel(delayed(_embed)(self.embedder, b) for b in batches):
                 parts.append(part)
                 bar.update(len(part))
-        rows = np.concatenate(parts)
-        if len(self) and rows.shape[1] != self.embeddings_.shape[1]:
-            raise ValueError(
-                f"The embedder now gives {rows.shape[1]} dimensions, but the models in "
-                f"the index have {self.embeddings_.shape[1]}: start a new index."
-            )
-        return rows
+        return np.concatenate(parts)
 
     def _embed_query(self, query):
         texts = [query] if isinstance(query, str) else query
@@ -372,9 +343,9 @@ class ModelIndex(Saveable, BaseEstimator):
             if any(is_text):
                 odd = type(texts[is_text.index(False)]).__name__
                 raise TypeError(f"query must hold texts only, got a {odd} among them.")
-        W = _as_weights(query)
+        W = as_weights(query)
         if not isinstance(W, ModelCollection):
-            self._check_has_model_axis(W)
+            check_has_model_axis(W, self.embedder)
         if not len(W):
             raise ValueError("query holds no models: expected at least one.")
         return self._embed(W, len(W))
@@ -387,16 +358,7 @@ class ModelIndex(Saveable, BaseEstimator):
             )
         if not all(text.strip() for text in texts):
             raise ValueError("query has an empty text: say what to look for.")
-        return _as_rows(self.embedder.encode_text(texts), len(texts), self.embedder)
-
-    def _check_has_model_axis(self, W):
-        shape = getattr(W, "shape", None)
-        shape = tuple(np.shape(W) if shape is None else shape)
-        if len(shape) < 2 or shape == getattr(self.embedder, "weight_shape_", None):
-            raise ValueError(
-                f"query of shape {shape} is one model's weights: pass query[None], "
-                "with an axis for models."
-            )
+        return as_rows(self.embedder.encode_text(texts), len(texts), self.embedder)
 
     def _select(self, where):
         """Mask of the models to look among; None for all."""
@@ -420,185 +382,16 @@ class ModelIndex(Saveable, BaseEstimator):
             )
         return allowed
 
-    def _nearest(self, vectors, k, allowed):
-        """Positions and scores of each query's nearest."""
-        n_allowed = len(self) if allowed is None else np.count_nonzero(allowed)
-        k = min(k, n_allowed)
-        if k == 0:
-            return [(np.empty(0, dtype=np.intp), np.empty(0)) for _ in vectors]
-        is_large = self.faiss_above is not None and len(self) > self.faiss_above
-        if is_large and allowed is None:
-            _, found = self._cells.search(vectors, k)
-            if found.min() >= 0:  # else its cells hold fewer than k
-                pairs = zip(vectors, found, strict=True)
-                return [self._rank(vector, rows, k) for vector, rows in pairs]
-        size = max(1, _N_SCORES // len(self))
-        found = []
-        for start in range(0, len(vectors), size):
-            block = vectors[start : start + size]
-            scores = block @ self.embeddings_.T  # (b, n_models)
-            if allowed is not None:
-                scores[:, ~allowed] = -np.inf
-            for vector, own in zip(block, scores, strict=True):
-                least = np.partition(own, -k)[-k]
-                margin = _ROUNDING * max(1.0, abs(least))
-                found.append(
-                    self._rank(vector, np.flatnonzero(own >= least - margin), k)
-                )
-        return found
-
-    def _rank(self, vector, positions, k):
-        """Order candidates by their exact products, then by position."""
-        positions = np.sort(positions)
-        rows = self.embeddings_[positions].astype(np.float64)
-        scores = (rows * vector).sum(axis=1)
-        order = np.argsort(-scores, kind="stable")[:k]
-        return positions[order], scores[order]
-
     @cached_property
     def _cells(self):
-        """Faiss's index of the models, by the part of the space they are in."""
         try:
-            with warnings.catch_warnings():
-                # Of how its bindings were made.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                import faiss
+            return make_cells(self.embeddings_)
         except ImportError as error:
             raise ImportError(
                 f"faiss_above={self.faiss_above} needs faiss: pip install "
                 "skprobex[faiss], or set faiss_above=None."
             ) from error
-        rows = np.ascontiguousarray(self.embeddings_)
-        n_cells = max(1, int(len(rows) ** 0.5))
-        metric = faiss.METRIC_INNER_PRODUCT
-        centers = faiss.IndexFlatIP(rows.shape[1])
-        cells = faiss.IndexIVFFlat(centers, rows.shape[1], n_cells, metric)
-        cells.nprobe = max(1, round(_SHARE_PROBED * n_cells))
-        cells.cp.min_points_per_centroid = 1  # else it warns of small indices
-        cells.train(rows)
-        cells.add(rows)
-        return cells
-
-
-class SearchResult(Bunch):
-    """What a search has found, best first: a Bunch of names, scores and metadata.
-
-    Parameters
-    ----------
-    names : list of str, or list of such lists
-        Of the models found; for several queries a list for each.
-    scores : ndarray of shape (n_found,), or list of such arrays
-        Their inner products with the query.
-    metadata : list of dict, or list of such lists
-        What is known of them.
-
-    See Also
-    --------
-    ModelIndex : Where it comes from.
-    """
-
-    def __init__(self, names, scores, metadata):
-        super().__init__(names=names, scores=scores, metadata=metadata)
-
-    def to_frame(self):
-        """Return what was found as a table.
-
-        Returns
-        -------
-        pandas.DataFrame
-            A row per model found, indexed by its name (and before that, for several
-            queries, by the query's number); the score, and a column per key of the
-            metadata.
-
-        Raises
-        ------
-        ImportError
-            If pandas is not installed.
-        """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                "to_frame needs pandas (pip install pandas); names, scores and "
-                "metadata have the same."
-            ) from error
-        if isinstance(self.scores, np.ndarray):
-            scores, metadata = self.scores, self.metadata
-            index = pd.Index(self.names, name="model", dtype=object)
-        else:
-            scores = np.concatenate(self.scores)
-            metadata = [entry for entries in self.metadata for entry in entries]
-            pairs = [(i, name) for i, found in enumerate(self.names) for name in found]
-            index = pd.MultiIndex.from_tuples(pairs, names=["query", "model"])
-        frame = pd.DataFrame.from_records(metadata, index=index)
-        frame = frame.rename(columns={"score": "metadata_score"})
-        frame.insert(0, "score", scores)
-        return frame
 
 
 def _embed(embedder, W):
-    return _as_rows(embedder.transform(W), len(W), embedder)
-
-
-def _as_rows(rows, n_rows, embedder):
-    """Check what an embedder returned."""
-    if isinstance(rows, torch.Tensor):
-        rows = rows.detach().cpu().numpy()
-    rows = np.asarray(rows, dtype=np.float32)
-    if rows.ndim != 2 or len(rows) != n_rows or not rows.size:
-        raise ValueError(
-            f"{type(embedder).__name__} returned embeddings of shape {rows.shape} "
-            f"for {n_rows} models or texts: expected one row for each."
-        )
-    if not np.isfinite(rows).all():
-        raise ValueError(f"{type(embedder).__name__} returned NaN or infinity.")
-    return rows
-
-
-def _as_weights(W):
-    if isinstance(W, str) or not hasattr(W, "__len__"):
-        raise TypeError(
-            "Expected weights of shape (n_models, d_out, d_in), got a "
-            f"{type(W).__name__}."
-        )
-    return ModelCollection.from_layers(W) if isinstance(W, Mapping) else W
-
-
-def _check_metadata(metadata, names):
-    """Copy the metadata, as JSON has them."""
-    metadata = list(metadata)
-    if len(metadata) != len(names):
-        raise ValueError(
-            f"metadata has {len(metadata)} entries for {len(names)} models."
-        )
-    checked = []
-    for name, entry in zip(names, metadata, strict=True):
-        if not isinstance(entry, Mapping):
-            raise ValueError(
-                f"metadata of model {name!r} is a {type(entry).__name__}: expected a "
-                "dict."
-            )
-        copied = {}
-        for key, value in entry.items():
-            try:
-                if not isinstance(key, str):
-                    raise TypeError("the key is no str")
-                copied[key] = json.loads(json.dumps(value, default=as_plain))
-            except (TypeError, ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"metadata {key!r} of model {name!r} cannot be written as JSON "
-                    f"({error}): expected numbers, text, lists and dicts."
-                ) from None
-        checked.append(copied)
-    return checked
-
-
-def _append(held, n_held, rows):
-    """Put rows behind those held, growing by half so that adding stays cheap."""
-    n_rows = n_held + len(rows)
-    if n_rows > len(held):
-        grown = np.empty((max(n_rows, 3 * n_held // 2), held.shape[1]), held.dtype)
-        grown[:n_held] = held[:n_held]
-        held = grown
-    held[n_held:n_rows] = rows
-    return held
+    return as_rows(embedder.transform(W), len(W), embedder)
