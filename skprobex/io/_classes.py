@@ -10,6 +10,7 @@ SAVED_CLASSES = {
     "LayerFusion": "skprobex.layers._fusion",
     "ModelTreeClustering": "skprobex.trees._clustering",
     "TreeExperts": "skprobex.trees._experts",
+    "ModelIndex": "skprobex.search",
     "WeightStatistics": "skprobex.baselines",
     "SpectralStatistics": "skprobex.baselines",
     "FlatDeltas": "skprobex.baselines",
