@@ -18,7 +18,8 @@ from ._synthetic import check_integer, check_real
 _N_COMBINATIONS = len(all_concepts())
 _WIDTH, _N_BLOCKS = 64, 3
 _N_IMAGES, _N_TEST_IMAGES = 16, 8  # drawings of each combination
-_BASE_LEARNING_RATE, _BASE_N_STEPS, _BASE_BATCH_SIZE = 4e-3, 800, 64
+_TEST_SIZE = 64  # drawings that an adapter's accuracy is measured on
+_BASE_LEARNING_RATE, _BASE_N_STEPS, _BASE_BATCH_SIZE = 4e-3, 1200, 32
 _BATCH_SIZE = 16
 
 # An adapter is not trained to convergence: how far it got is in its weights too.
@@ -165,6 +166,7 @@ def make_adapter_jungle(
             n_blocks=_N_BLOCKS,
             n_images=_N_IMAGES,
             n_test_images=_N_TEST_IMAGES,
+            test_size=_TEST_SIZE,
             base_learning_rate=_BASE_LEARNING_RATE,
             base_n_steps=_BASE_N_STEPS,
             base_batch_size=_BASE_BATCH_SIZE,
@@ -180,12 +182,7 @@ def make_adapter_jungle(
         grown = grow_adapters(
             recipe, concepts=codes, labels=labels, rank=rank, rng=rng, verbose=verbose
         )
-        return {
-            "codes": codes,
-            "labels": labels,
-            "is_held_out": is_held_out,
-            **grown,
-        }
+        return {"codes": codes, "labels": labels, "is_held_out": is_held_out, **grown}
 
     if cache and isinstance(random_state, numbers.Integral):
         key = {**sizes, "random_state": int(random_state)}
@@ -196,20 +193,16 @@ def make_adapter_jungle(
     concepts = np.array([concept_name(codes) for codes in arrays["codes"]])
     labels = arrays["labels"]
     target = concepts[labels]
-    attributes = {
-        name: np.array(values)[codes]
-        for (name, values), codes in zip(
-            ATTRIBUTES.items(), arrays["codes"][labels].T, strict=True
-        )
-    }
+    columns = zip(ATTRIBUTES, arrays["codes"][labels].T, strict=True)
+    attributes = {name: np.array(ATTRIBUTES[name])[codes] for name, codes in columns}
     settings = with_prefix(arrays, "settings:")
-    known = {"concept": target, **attributes, **settings}
-    known["accuracy"] = arrays["accuracy"]
+    described = {"concept": target, **attributes, **settings}
+    described["accuracy"] = arrays["accuracy"]
     layers = as_layers(with_prefix(arrays, "layers:"))
     models = ModelCollection.from_layers(
         layers,
         metadata=[
-            {name: values[i].item() for name, values in known.items()}
+            {name: values[i].item() for name, values in described.items()}
             for i in range(len(target))
         ],
     )

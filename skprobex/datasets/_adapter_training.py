@@ -12,6 +12,7 @@ of my concept? The stem has no adapters, so each drawing passes through it only 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ class Recipe(NamedTuple):
     n_blocks: int
     n_images: int
     n_test_images: int
+    test_size: int
     base_learning_rate: float
     base_n_steps: int
     base_batch_size: int
@@ -83,8 +85,8 @@ def grow_adapters(recipe, *, concepts, labels, rank, rng, verbose):
         for name in shapes
         if name.startswith("block") and name.endswith(".weight")
     ]
-    tell_shapes = {"head.weight": (1, recipe.width), "head.bias": (1,)}
-    adapter_shapes = _finetune.adapter_shapes(shapes | tell_shapes, rank, adapted)
+    head_shapes = {"head.weight": (1, recipe.width), "head.bias": (1,)}
+    adapter_shapes = _finetune.adapter_shapes(shapes | head_shapes, rank, adapted)
     n_updates = recipe.base_n_steps + int(n_steps.sum())
     with ProgressBar(verbose, "training adapters", n_updates, "step") as bar:
         base = train_base(recipe, shapes, images, generator, bar.update)
@@ -92,7 +94,7 @@ def grow_adapters(recipe, *, concepts, labels, rank, rng, verbose):
 
         def start_group(group):
             batches = Batches(seen, own[group], recipe.batch_size, generator)
-            return batches.draw, backward_of(lambda *args: tell_loss(base, *args))
+            return batches.draw, backward_of(functools.partial(tell_loss, base))
 
         trained = _finetune.train_groups(
             _finetune.draw_parameters(n_models, adapter_shapes, generator),
@@ -104,7 +106,7 @@ def grow_adapters(recipe, *, concepts, labels, rank, rng, verbose):
             on_step=bar.update,
         )
     adapters = _finetune.split_layers(trained, adapter_shapes)
-    test = Batches(test_seen, own, 8 * recipe.n_test_images, generator)
+    test = Batches(test_seen, own, recipe.test_size, generator)
     arrays = {
         "accuracy": measure_accuracy(base, adapters, test),
         "settings:learning_rate": learning_rate,
@@ -142,7 +144,7 @@ def base_shapes(recipe):
 
 
 def train_base(recipe, shapes, images, generator, on_step):
-    """Train one network to name the attributes of drawings; its layers, by name."""
+    """Train the base to name the attributes of drawings; its layers, by name."""
     codes = torch.from_numpy(all_concepts())
 
     def draw(n):
@@ -162,7 +164,7 @@ def train_base(recipe, shapes, images, generator, on_step):
         shapes,
         lambda group: (draw, backward_of(loss)),
         learning_rate=torch.tensor([recipe.base_learning_rate]),
-        schedule=["cosine"],
+        schedule=["warmup"],
         n_steps=torch.tensor([recipe.base_n_steps]),
         on_step=on_step,
     )
@@ -243,12 +245,12 @@ def backward_of(loss):
 @torch.no_grad()
 @_finetune.one_thread()
 def look(base, images):
-    """Pass all drawings through the stem, ``(n_images, width)``."""
+    """Pass any number of drawings through the stem, in chunks."""
     return torch.cat([see(base, chunk) for chunk in images.split(_CHUNK_SIZE)])
 
 
 def see(base, images):
-    """Compute the stem's ``(n_images, width)`` of ``(n_images, height, width, 3)``."""
+    """Pass drawings through the stem: ``(n_images, width)``."""
     h = images.movedim(-1, 1)
     for name in ("conv1", "conv2"):
         h = F.conv2d(h, base[f"{name}.weight"], base[f"{name}.bias"], padding=1)
@@ -257,10 +259,7 @@ def see(base, images):
 
 
 def refine(base, h, adapters=None):
-    """Pass `h` through all blocks: ``(..., width)``.
-
-    With adapters, `h` is ``(n_models, n_images, width)``.
-    """
+    """Pass `h` through all blocks: ``(n_images, width)``, for each adapter if any."""
     n_blocks = sum(name.endswith(".up.weight") for name in base)
     for b in range(1, n_blocks + 1):
         inner = F.layer_norm(h, h.shape[-1:])

@@ -28,7 +28,7 @@ _RADII = np.array([3.2, 4.8])  # of small and large shapes, in pixels
 # Where there are several shapes, their distance from the middle of them, in radii.
 _SPREAD = np.array([0.0, 1.1, 1.2])
 _PERIOD = 3.5  # of stripes and dots, in pixels
-_SHADE = 0.25  # what they leave of the color
+_SHADE = 0.25  # what they leave of the shape's cover
 _RGB = np.array(
     [
         (0.90, 0.10, 0.10),
@@ -41,12 +41,12 @@ _RGB = np.array(
         (0.95, 0.95, 0.95),
     ]
 )
-_CHUNK_SIZE = 512
+_CHUNK_SIZE = 512  # images drawn together
 
 
 def all_concepts() -> np.ndarray:
     """Return the codes of all combinations, ``(n_combinations, n_attributes)``."""
-    return np.array(list(itertools.product(*map(range, N_VALUES))))
+    return np.array(list(itertools.product(*map(range, N_VALUES))), dtype=np.int64)
 
 
 def concept_name(codes) -> str:
@@ -132,16 +132,15 @@ def _draw_chunk(codes, rng):
     middle = IMAGE_SIZE / 2 + room[:, None] * rng.uniform(-1, 1, (n_images, 2))
     turn = rng.uniform(0, 2 * np.pi, n_images)
 
-    grid = np.arange(IMAGE_SIZE) + 0.5
-    x, y = (grid.astype(np.float32) for _ in range(2))
+    grid = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
     cover = np.zeros((n_images, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
     for number in range(len(ATTRIBUTES["count"])):
         rows = np.flatnonzero(count >= number)
         angle = turn[rows] + 2 * np.pi * number / (count[rows] + 1)
         around = spread[rows, None] * np.column_stack([np.cos(angle), np.sin(angle)])
         center = (middle[rows] + around).astype(np.float32)
-        u = x - center[:, :1, None]  # (n_rows, 1, IMAGE_SIZE)
-        v = center[:, 1:, None] - y[:, None]  # upwards, (n_rows, IMAGE_SIZE, 1)
+        u = grid - center[:, :1, None]  # (n_rows, 1, IMAGE_SIZE)
+        v = center[:, 1:, None] - grid[:, None]  # upwards, (n_rows, IMAGE_SIZE, 1)
         cos, sin = (f(tilt[rows]).astype(np.float32) for f in (np.cos, np.sin))
         cos, sin = cos[:, None, None], sin[:, None, None]
         u, v = cos * u + sin * v, cos * v - sin * u

@@ -23,6 +23,8 @@ SCHEDULES = ("constant", "cosine", "linear")
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # Adam's usual constants
 
+_WARMUP = 0.3  # share of the steps in which a "warmup" schedule rises
+
 # Networks trained together. Every step passes over the parameters, the gradient and
 # both moments of a group, which should therefore fit in the processor's cache.
 _GROUP_SIZE = 48
@@ -357,6 +359,10 @@ def _learning_rates(peak, schedule, n_steps):
         "constant": torch.ones_like(done),
         "cosine": 0.5 * (1 + torch.cos(math.pi * done)),
         "linear": 1 - done,
+        "warmup": torch.minimum(
+            done / _WARMUP,
+            0.5 * (1 + torch.cos(math.pi * (done - _WARMUP) / (1 - _WARMUP))),
+        ),
     }
     chosen = [factors[name][i] for i, name in enumerate(schedule)]
     return peak[:, None] * torch.stack(chosen)
