@@ -11,6 +11,7 @@ JSON does, or else an object with one key, which says what it is:
                   or "F" if that is the transpose
 ``strings``       width, shape and values of an array of text
 ``elements``      shape and values of an array of Python objects
+``masked``        values and mask of a masked array
 ``scalar``        an array without axes: a numpy number
 ``tensor``        an array, and the torch dtype it is seen as
 ``device``        a torch device
@@ -153,6 +154,9 @@ class StateWriter:
             return {"scalar": self._encode_array(np.asarray(value), path, depth)}
         if kind is np.ndarray:
             return self._encode_array(value, path, depth)
+        if kind is np.ma.MaskedArray:
+            parts = [value.data, np.ma.getmaskarray(value)]
+            return {"masked": [self._encode_array(part, path, depth) for part in parts]}
         if kind in (torch.Tensor, torch.nn.Parameter):
             return self._encode_tensor(value, path, depth)
         if kind is torch.device:
@@ -383,6 +387,13 @@ class StateReader:
             array[i] = self._decode(value, depth)
         return array.reshape(shape)
 
+    def _decode_masked(self, content, depth):
+        parts = self._decode_list(content, depth)
+        is_masked = len(parts) == 2 and all(isinstance(p, np.ndarray) for p in parts)
+        if not is_masked or parts[1].dtype != bool or parts[0].shape != parts[1].shape:
+            raise self._corrupt("it has a masked array that is none")
+        return np.ma.array(parts[0], mask=parts[1])
+
     def _check_parts(self, content, n_parts):
         """Check that the last part holds as many values as the shape before it says."""
         if isinstance(content, list) and len(content) == n_parts:
@@ -444,6 +455,7 @@ class StateReader:
         "scalar": _decode_scalar,
         "strings": _decode_strings,
         "elements": _decode_elements,
+        "masked": _decode_masked,
         "tensor": _decode_tensor,
         "device": _decode_device,
         "random_state": _decode_random_state,

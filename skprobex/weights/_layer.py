@@ -81,6 +81,16 @@ class LayerWeights:
         return (len(self._handles), d_out, math.prod(self._weight_shape[1:]))
 
     @property
+    def nbytes(self):
+        """Bytes of all that `load` reads."""
+        _, d_out, d_in = self.lifted_shape
+        if self.is_low_rank:
+            n_values = sum(h.spec.rank for h in self._handles) * (d_out + d_in)
+        else:
+            n_values = math.prod(self.shape)
+        return n_values * self.dtype.itemsize
+
+    @property
     def compute_dtype(self):
         """torch.float64 for float64 files, else torch.float32."""
         return torch.float64 if self.dtype == np.float64 else torch.float32
