@@ -23,6 +23,7 @@ from sklearn.pipeline import make_pipeline
 
 import skprobex
 from skprobex import (
+    LayerFusion,
     LayerSearchCV,
     ModelCollection,
     ProbeXClassifier,
@@ -33,6 +34,7 @@ from skprobex import (
 from skprobex.baselines import WeightStatistics
 from skprobex.datasets import make_digit_jungle, make_model_tree
 from skprobex.exceptions import MissingLayerError
+from skprobex.inspection import LayerSearchDisplay, depth_and_kind
 from skprobex.layers import _evaluation
 from skprobex.probing.device import resolve_device
 from skprobex.weights._handles import LayerHandle
@@ -455,3 +457,55 @@ def test_forked_workers_cannot_use_cuda(device, monkeypatch):
     with pytest.raises(RuntimeError, match=r"forked.*\"loky\".*device='cpu'"):
         resolve_device(device)
     assert resolve_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("blocks.7.attn.q.weight", (7, "blocks.*.attn.q.weight")),
+        ("layers.12.experts.3.w1", (12, "layers.*.experts.3.w1")),
+        ("hidden2.bias", (2, "hidden*.bias")),
+        ("down_4_conv2d.weight", (4, "down_*_conv2d.weight")),
+        ("conv2d.weight", (None, "conv2d.weight")),
+        ("head.weight", (None, "head.weight")),
+    ],
+)
+def test_depth_and_kind(name, expected):
+    assert depth_and_kind(name) == expected
+
+
+def test_display(layers):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    W, y = layers
+    W = {
+        "blocks.10.weight": W["second.weight"],
+        "blocks.2.weight": W["first.weight"],
+        "norm.bias": W["first.bias"],
+    }
+    search = make_search().fit(W, y)
+    _, ax = plt.subplots()
+    display = LayerSearchDisplay.from_estimator(search, ax=ax)
+    assert display.ax_ is ax and display.figure_ is ax.figure
+    line, bars = ax.containers[0].lines[0], ax.containers[0].lines[2][0]
+    assert line.get_xdata().tolist() == [2, 10]
+    scores = [search.layer_scores_[f"blocks.{depth}.weight"] for depth in (2, 10)]
+    assert line.get_ydata().tolist() == scores
+    stds = search.cv_results_["std_test_score"][[1, 0]]
+    for segment, score, std in zip(bars.get_segments(), scores, stds, strict=True):
+        np.testing.assert_allclose(segment[:, 1], [score - std, score + std])
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert sorted(labels) == ["blocks.*.weight", "norm.bias"]
+    several = make_search(scoring=["accuracy", "neg_log_loss"], refit="accuracy")
+    assert (
+        LayerSearchDisplay.from_estimator(several.fit(W, y)).scores
+        == search.layer_scores_
+    )
+    for fused in (ProbeXClassifier(**QUICK), LayerFusion(**QUICK)):
+        display = LayerSearchDisplay.from_estimator(fused.fit(W, y))
+        assert display.scores == fused.layer_scores_ and display.stds is None
+    plt.close("all")
+    with pytest.raises(ValueError, match="has no layer_scores_"):
+        LayerSearchDisplay.from_estimator(search.best_estimator_)

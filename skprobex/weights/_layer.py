@@ -206,6 +206,7 @@ class LayerWeights:
         Returns
         -------
         list of LayerWeights
+            Each of one batch.
         """
         _, d_out, d_in = self.lifted_shape
         n_values = d_out * d_in
