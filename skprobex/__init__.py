@@ -14,7 +14,7 @@ from ._classifier import ProbeXClassifier
 from ._embedder import ProbeXEmbedder
 from ._regressor import ProbeXRegressor
 from .io import load, open_models, save_models
-from .layers import LayerFusion
+from .layers import LayerFusion, LayerSearchCV
 from .search import ModelIndex
 from .trees import ModelTreeClustering, TreeExperts, recover_heritage
 from .weights import LayerWeights, LowRankWeights, ModelCollection
@@ -28,6 +28,7 @@ __all__ = [
     "ProbeXEmbedder",
     # Several layers
     "LayerFusion",
+    "LayerSearchCV",
     # Model Trees
     "ModelTreeClustering",
     "TreeExperts",

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from numpydoc.docscrape import FunctionDoc
 from numpydoc.validate import validate
@@ -55,7 +56,8 @@ def test_documented_defaults_are_the_signature_s(path):
         if inspect.isclass(parameter.default):
             assert parameter.default.__name__ in found.group(1)
         else:
-            assert eval(found.group(1), {}) == parameter.default, name
+            default = eval(found.group(1), {"np": np})
+            np.testing.assert_equal(default, parameter.default, name)
 
 
 def test_import_is_light():

@@ -8,6 +8,7 @@ SAVED_CLASSES = {
     "ProbeXRegressor": "skprobex._regressor",
     "ProbeXEmbedder": "skprobex._embedder",
     "LayerFusion": "skprobex.layers._fusion",
+    "LayerSearchCV": "skprobex.layers._search",
     "ModelTreeClustering": "skprobex.trees._clustering",
     "TreeExperts": "skprobex.trees._experts",
     "ModelIndex": "skprobex.search",

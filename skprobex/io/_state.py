@@ -11,6 +11,7 @@ JSON does, or else an object with one key, which says what it is:
                   or "F" if that is the transpose
 ``strings``       width, shape and values of an array of text
 ``elements``      shape and values of an array of Python objects
+``masked``        values and mask of a masked array
 ``scalar``        an array without axes: a numpy number
 ``tensor``        an array, and the torch dtype it is seen as
 ``device``        a torch device

@@ -188,6 +188,13 @@ class StateReader:
             array[i] = self._decode(value, depth)
         return array.reshape(shape)
 
+    def _decode_masked(self, content, depth):
+        parts = self._decode_list(content, depth)
+        is_masked = len(parts) == 2 and all(isinstance(p, np.ndarray) for p in parts)
+        if not is_masked or parts[1].dtype != bool or parts[0].shape != parts[1].shape:
+            raise self._corrupt("it has a masked array that is none")
+        return np.ma.array(parts[0], mask=parts[1])
+
     def _check_parts(self, content, n_parts):
         """Check that the last part holds as many values as the shape before it says."""
         if isinstance(content, list) and len(content) == n_parts:
@@ -249,6 +256,7 @@ class StateReader:
         "scalar": _decode_scalar,
         "strings": _decode_strings,
         "elements": _decode_elements,
+        "masked": _decode_masked,
         "tensor": _decode_tensor,
         "device": _decode_device,
         "random_state": _decode_random_state,

@@ -119,6 +119,9 @@ class StateWriter:
             return {"scalar": self._encode_array(np.asarray(value), path, depth)}
         if kind is np.ndarray:
             return self._encode_array(value, path, depth)
+        if kind is np.ma.MaskedArray:
+            parts = [value.data, np.ma.getmaskarray(value)]
+            return {"masked": [self._encode_array(part, path, depth) for part in parts]}
         if kind in (torch.Tensor, torch.nn.Parameter):
             return self._encode_tensor(value, path, depth)
         if kind is torch.device:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from .shards import map_batches
 from .spectral import frobenius_norms, thin_svd, thin_svd_of_product
 
 # Decomposed deltas are kept between passes up to this size, else computed again.
@@ -55,17 +56,25 @@ def mean_weights(weights, device, dtype):
     -------
     Tensor of shape (d_out, d_in)
     """
-    # MPS has no float64.
-    wide = dtype if device.type == "mps" else torch.float64
-    total = 0
-    for batch in weights.batches(device, dtype):
-        if isinstance(batch, LowRankBatch):
-            # One product sums all models: their ranks, side by side.
-            B = batch.B.to(wide).permute(1, 0, 2).flatten(1)  # (d_out, b * r)
-            total = total + B @ batch.A.to(wide).flatten(0, 1)
-        else:
-            total = total + batch.sum(dim=0, dtype=wide)
+    total = sum(map_batches(sum_models, weights, device, dtype))
     return (total / len(weights)).to(dtype)
+
+
+def sum_models(batch):
+    """Sum a batch of either kind over its models, ``(d_out, d_in)``."""
+    # MPS has no float64.
+    if isinstance(batch, LowRankBatch):
+        wide = batch.B.dtype if batch.B.device.type == "mps" else torch.float64
+        # One product sums all models: their ranks, side by side.
+        B = batch.B.to(wide).permute(1, 0, 2).flatten(1)  # (d_out, b * r)
+        return B @ batch.A.to(wide).flatten(0, 1)
+    wide = batch.dtype if batch.device.type == "mps" else torch.float64
+    return batch.sum(dim=0, dtype=wide)
+
+
+def decompose_models(batch, center, sketch):
+    """Centre and decompose a batch of either kind."""
+    return decompose(subtract(batch, center), sketch)
 
 
 def root_mean_square(norms):
@@ -126,8 +135,14 @@ class DecomposedDeltas(RepeatedPasses):
         self.device, self.dtype, self.progress = device, dtype, progress
 
     def _compute(self):
-        for batch in self.weights.batches(self.device, self.dtype):
-            factors = decompose(subtract(batch, self.center), self.sketch)
+        for factors in map_batches(
+            decompose_models,
+            self.weights,
+            self.device,
+            self.dtype,
+            self.center,
+            self.sketch,
+        ):
             if self.progress is not None:
                 self.progress(len(factors.norms))
             yield factors

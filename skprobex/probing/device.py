@@ -11,7 +11,15 @@ def resolve_device(device):
     ------
     ValueError
         If the device cannot be parsed or is not on this machine.
+    RuntimeError
+        In a process that was forked after CUDA was in use: there it cannot be used.
     """
+    if str(device).startswith(("auto", "cuda")) and torch.cuda._is_in_bad_fork():
+        raise RuntimeError(
+            f"device={str(device)!r} in a process that was forked from one that uses "
+            'CUDA, which CUDA does not allow: use joblib\'s backend "loky", which '
+            "starts fresh processes, or device='cpu'."
+        )
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -11,6 +11,7 @@ from ._validation import (
     layer_names,
     take_layers,
     unwrap_jungle,
+    usable_layers,
     validate_layers,
     validate_weights,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "layer_names",
     "take_layers",
     "unwrap_jungle",
+    "usable_layers",
     "validate_layers",
     "validate_weights",
 ]

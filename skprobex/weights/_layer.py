@@ -81,6 +81,16 @@ class LayerWeights:
         return (len(self._handles), d_out, math.prod(self._weight_shape[1:]))
 
     @property
+    def nbytes(self):
+        """Bytes of all that `load` reads."""
+        _, d_out, d_in = self.lifted_shape
+        if self.is_low_rank:
+            n_values = sum(h.spec.rank for h in self._handles) * (d_out + d_in)
+        else:
+            n_values = math.prod(self.shape)
+        return n_values * self.dtype.itemsize
+
+    @property
     def compute_dtype(self):
         """torch.float64 for float64 files, else torch.float32."""
         return torch.float64 if self.dtype == np.float64 else torch.float32
@@ -165,14 +175,7 @@ class LayerWeights:
             If a file is not what it was when it was opened.
         """
         dtype = self.compute_dtype if dtype is None else dtype
-        _, d_out, d_in = self.lifted_shape
-        n_values = d_out * d_in
-        if self.is_low_rank:
-            n_values = (d_out + d_in) * max(h.spec.rank for h in self._handles)
-        size = max(1, BATCH_BYTES // max(1, n_values * dtype.itemsize))
-        parts = [
-            self._handles[start : start + size] for start in range(0, len(self), size)
-        ]
+        parts = [shard._handles for shard in self.shards(dtype)]
         executor = ThreadPoolExecutor(min(_N_THREADS, max(1, len(self))))
         ahead = deque()
         try:
@@ -191,6 +194,26 @@ class LayerWeights:
         finally:
             # Left half-way, or a file failed: do not read the rest.
             executor.shutdown(cancel_futures=True)
+
+    def shards(self, dtype):
+        """Divide the models into those of each batch; nothing is read.
+
+        Parameters
+        ----------
+        dtype : torch dtype
+            Of the batches.
+
+        Returns
+        -------
+        list of LayerWeights
+            Each of one batch.
+        """
+        _, d_out, d_in = self.lifted_shape
+        n_values = d_out * d_in
+        if self.is_low_rank:
+            n_values = (d_out + d_in) * max(h.spec.rank for h in self._handles)
+        size = max(1, BATCH_BYTES // max(1, n_values * dtype.itemsize))
+        return [self[start : start + size] for start in range(0, len(self), size)]
 
     def _start_batch(self, handles, dtype, executor):
         """Make room for a batch, and let threads fill it straight from the files."""

@@ -72,7 +72,7 @@ def validate_layers(estimator, W, *, reset):
             "fitted on one: pass that layer, W[name]."
         )
     if reset:
-        opened = _open_usable(W)
+        opened = {name: W[name] for name in usable_layers(W)}
     else:
         missing = [name for name in estimator.layers_ if name not in layer_names(W)]
         if missing:
@@ -106,32 +106,28 @@ def validate_layers(estimator, W, *, reset):
     return SeveralLayers(validated)
 
 
-def _open_usable(W):
-    """Open the layers that all models have in one form, and say which they have not."""
-    opened, unusable = {}, []
+def usable_layers(W):
+    """Names of the layers that all models have in one form; warn of the others."""
+    usable, unusable = [], []
     for name in layer_names(W):
         try:
-            layer = W[name]
+            n_axes = len(getattr(W[name], "shape", (0, 0)))
         except (MissingLayerError, UnsupportedFormatError):
-            unusable.append(name)
-            continue
-        if len(getattr(layer, "shape", ())) == 1:
-            unusable.append(name)
-            continue
-        opened[name] = layer
-    if not opened:
+            n_axes = 0
+        (usable if n_axes > 1 else unusable).append(name)
+    if not usable:
         raise ValueError(
             f"W holds {len(unusable)} layers, but none that all models have in one "
             "shape: these are models of different architectures (see W.groups)."
         )
     if unusable:
         warnings.warn(
-            f"{len(unusable)} of {len(unusable) + len(opened)} layers were left out, "
+            f"{len(unusable)} of {len(unusable) + len(usable)} layers were left out, "
             f"as not all models have them in one shape: {_listed(unusable)}.",
             UserWarning,
             stacklevel=5,
         )
-    return opened
+    return usable
 
 
 def layer_names(W):

@@ -1,0 +1,202 @@
+"""What a worker does with one layer, and how layers are given to workers."""
+
+import os
+from dataclasses import dataclass
+
+import joblib
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, is_regressor
+from sklearn.model_selection import cross_validate
+from sklearn.utils.parallel import Parallel, delayed
+from sklearn.utils.validation import check_memory
+
+from .._base import DEFAULT_ALPHAS
+from .._labels import check_numbers, encode_targets, standardize
+from ..probing.deltas import DecomposedDeltas, mean_weights
+from ..probing.device import as_tensor, make_generator, resolve_device, solver_device
+from ..probing.probes import fit_features
+from ..probing.selection import Ridges, candidate_views
+from ..probing.spectral import draw_sketch
+from ..weights import LayerWeights, validate_weights
+
+# A lazy layer of at most so many bytes is read once for all folds; of a larger one,
+# each fold reads what it needs.
+LOAD_BYTES = 2**30
+# The quick look: one view of each kind, singly, and fewer probes than a fit has.
+QUICK_VIEWS = ("xu", "log_xtx", "log_xxt", "spectrum")
+QUICK_PROBES = 32
+
+
+@dataclass
+class CrossValidation:
+    """Cross-validate the estimator on a layer.
+
+    Attributes
+    ----------
+    estimator : estimator
+    y : array-like of shape (n_models, ...)
+    splits : list of (train, test)
+    scorers : dict of str to scorer
+    error_score : float or "raise"
+    """
+
+    estimator: object
+    y: object
+    splits: list
+    scorers: dict
+    error_score: object
+
+    def __call__(self, name, layer):
+        """Fit and score every fold.
+
+        Returns
+        -------
+        results : dict of str to ndarray of shape (n_splits,)
+            As `cross_validate` has them.
+        n_failed : int
+            Folds without a score.
+        why : str
+            What failed, if anything did.
+        """
+        if isinstance(layer, LayerWeights) and layer.nbytes <= LOAD_BYTES:
+            layer = layer.load()
+        if self.error_score == "raise":
+            try:
+                return self._score_folds(layer, "raise"), 0, ""
+            except ValueError as error:
+                raise ValueError(f"Layer {name!r}: {error}") from error
+        keys = [f"test_{metric}" for metric in self.scorers]
+        n_splits = len(self.splits)
+        try:
+            results = self._score_folds(layer, np.nan)
+            why = "some folds have no score"
+        except ValueError as error:
+            # All fits failed; the last line is that of a traceback.
+            why = str(error).splitlines()[-1]
+            results = dict.fromkeys(("fit_time", "score_time"), np.zeros(n_splits))
+            results |= dict.fromkeys(keys, np.full(n_splits, np.nan))
+        failed = {key: np.isnan(results[key]) for key in keys}
+        for key in keys:
+            results[key] = np.where(failed[key], self.error_score, results[key])
+        return results, int(np.any(list(failed.values()), axis=0).sum()), why
+
+    def _score_folds(self, layer, error_score):
+        return cross_validate(
+            self.estimator,
+            layer,
+            self.y,
+            cv=self.splits,
+            scoring=self.scorers,
+            error_score=error_score,
+            n_jobs=1,
+        )
+
+
+@dataclass
+class QuickLook:
+    """Rank a layer by leave-one-out of the closed form on its best single view.
+
+    Attributes
+    ----------
+    task : one of ``probing.tasks.TASKS``
+    targets : ndarray of shape (n_models, n_targets)
+    device : str
+    """
+
+    task: str
+    targets: np.ndarray
+    device: object
+
+    @classmethod
+    def for_estimator(cls, estimator, y):
+        """Take device and targets as the estimator would.
+
+        Integers are numbers to a regressor, and labels to all others.
+        """
+        if is_regressor(estimator):
+            task, targets = "regression", standardize(check_numbers(y))[0]
+        else:
+            task, targets = encode_targets(y, "LayerSearchCV(prefilter=...)")
+        devices = [
+            value
+            for name, value in estimator.get_params().items()
+            if name.split("__")[-1] == "device"
+        ]
+        return cls(task, targets, devices[0] if devices else "auto")
+
+    def __call__(self, name, layer):
+        """Fit the quick look.
+
+        Returns
+        -------
+        rank : tuple of float
+            Score (label accuracy, or R^2) and minus the error, which decides between
+            equal scores.
+        """
+        try:
+            weights = validate_weights(BaseEstimator(), layer, reset=True)
+            device, dtype = resolve_device(self.device), weights.compute_dtype
+            generator = make_generator(0)
+            is_delta = weights.is_low_rank
+            center = None if is_delta else mean_weights(weights, device, dtype)
+            sketch = draw_sketch(*weights.lifted_shape[1:], generator, dtype, device)
+            deltas = DecomposedDeltas(weights, center, sketch, device, dtype)
+            candidates = candidate_views(QUICK_VIEWS, True)
+            _, features = fit_features(deltas, candidates, QUICK_PROBES, generator)
+        except ValueError as error:
+            raise ValueError(f"Layer {name!r}: {error}") from error
+        targets = as_tensor(self.targets, torch.float64, solver_device(device))
+        ridges = Ridges(features, targets, self.task, DEFAULT_ALPHAS)
+        return max(ridges.fit((i,)).rank for i in range(len(candidates)))
+
+
+@dataclass
+class LayerTask:
+    """One layer, and what to do with it.
+
+    All in one object, which a cluster can send again: what it spreads by itself is lost
+    with the worker that holds it.
+    """
+
+    work: object
+    name: str
+    layer: object
+
+
+def run_task(task, key):
+    """Run a task; `key` is what its result is kept under."""
+    return task.work(task.name, task.layer)
+
+
+def map_layers(work, W, names, *, memory, n_jobs, verbose):
+    """Do the same work on several layers, wherever joblib sends it.
+
+    Parameters
+    ----------
+    work : CrossValidation or QuickLook
+    W : ModelCollection or dict of str to weights
+    names : list of str
+    memory, n_jobs, verbose
+        As `LayerSearchCV` has them.
+
+    Returns
+    -------
+    list
+    """
+    from .. import __version__
+
+    if isinstance(memory, os.PathLike):
+        memory = os.fspath(memory)
+    run = check_memory(memory).cache(run_task, ignore=["task"])
+    # Keys are made here: workers may see arrays as memory maps.
+    common = None if memory is None else joblib.hash((__version__, work))
+
+    def tasks():
+        # One after the other: a collection makes handles only when asked.
+        for name in names:
+            layer = W[name]
+            key = None if memory is None else joblib.hash((common, layer))
+            yield delayed(run)(LayerTask(work, name, layer), key)
+
+    return list(Parallel(n_jobs=n_jobs, verbose=verbose)(tasks()))

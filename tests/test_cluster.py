@@ -1,0 +1,197 @@
+"""The same answers whoever computes them: processes, threads, and a cluster of dask."""
+
+import os
+import signal
+import threading
+import time
+
+import joblib
+import numpy as np
+import pytest
+
+from skprobex import (
+    LayerSearchCV,
+    LowRankWeights,
+    ProbeXClassifier,
+    ProbeXRegressor,
+    open_models,
+    save_models,
+)
+from skprobex.exceptions import FileChangedError
+from skprobex.probing import shards
+from skprobex.weights import _layer
+
+LAYERS = ["dense.weight", "dense.bias", "lora.weight"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    dense = rng.normal(size=(90, 20, 16)).astype("f")
+    dense[y == 0, :, :2] *= 2
+    dense[y == 1, :, 2:4] *= 2
+    B = rng.normal(size=(90, 20, 3)).astype("f")
+    A = rng.normal(size=(90, 3, 16)).astype("f") * (1 + (y == 2))[:, None, None]
+    layers = {
+        "dense.weight": dense,
+        "dense.bias": dense[:, :, 0],
+        "lora.weight": LowRankWeights(B, A.astype("f")),
+    }
+    folder = tmp_path_factory.mktemp("models")
+    save_models(folder, layers, metadata=[{"label": int(label)} for label in y])
+    return folder
+
+
+@pytest.fixture
+def models(folder, monkeypatch):
+    # Batches of a few models, so that there are several.
+    monkeypatch.setattr(_layer, "BATCH_BYTES", 20 * 16 * 4 * 7)
+    return open_models(folder)
+
+
+def fit_all(models):
+    """What a fit from files learns and answers, of every kind of layer and of all."""
+    y = models.labels("label")
+    answers = []
+    for W in (*(models[layer] for layer in LAYERS), models):
+        clf = ProbeXClassifier(random_state=0).fit(W, y)
+        answers += [clf.transform(W), clf.decision_function(W)]
+    # A centre that must be computed, of factors.
+    reg = ProbeXRegressor(center="mean", random_state=0)
+    answers.append(
+        reg.fit(models["lora.weight"], 1.0 * y).predict(models["lora.weight"])
+    )
+    return [*answers, reg.center_]
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def dispatched(monkeypatch):
+    """Numbers of batches that were given out at once."""
+    sizes, parallel = [], joblib.Parallel.__call__
+
+    def spy(self, iterable):
+        tasks = list(iterable)
+        sizes.append(len(tasks))
+        return parallel(self, tasks)
+
+    monkeypatch.setattr(joblib.Parallel, "__call__", spy)
+    return sizes
+
+
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_workers_fit_what_one_process_fits(backend, models, dispatched):
+    expected = fit_all(models)
+    assert dispatched == []
+    with joblib.parallel_config(backend, n_jobs=2):
+        assert_same(fit_all(models), expected)
+    # No more in flight than a window of them.
+    assert max(dispatched) == 2 * shards.BATCHES_AHEAD < 90 // 7
+
+
+def test_within_a_worker_a_fit_stays_there(models, dispatched):
+    W, y = models["dense.weight"], models.labels("label")
+
+    def fit():
+        return shards.count_workers(), ProbeXClassifier(random_state=0).fit(W, y).coef_
+
+    expected = fit()
+    for backend in ("loky", "threading"):
+        dispatched.clear()
+        with joblib.parallel_config(backend, n_jobs=2):
+            assert shards.count_workers() == 2
+            found = joblib.Parallel()(joblib.delayed(fit)() for _ in range(2))
+        assert dispatched == [2]
+        for n_workers, coef in found:
+            assert n_workers == 1
+            # Processes have batches of the usual size, and round differently.
+            np.testing.assert_allclose(coef, expected[1], rtol=0.01, atol=1e-3)
+
+
+def test_errors_of_workers_name_the_file(folder, models, tmp_path):
+    save_models(tmp_path, {"w": np.ones((20, 20, 16))})
+    W = open_models(tmp_path)["w"]
+    victim = sorted(tmp_path.glob("*.safetensors"))[9]
+    victim.write_bytes(victim.read_bytes() + b"0")
+    with (
+        joblib.parallel_config("loky", n_jobs=2),
+        pytest.raises(FileChangedError, match=victim.name),
+    ):
+        ProbeXClassifier().fit(W, np.arange(20) % 2)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit=None,
+            dashboard_address=":0",
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+def make_search():
+    return LayerSearchCV(ProbeXClassifier(random_state=0), cv=3)
+
+
+def search_all(models):
+    search = make_search().fit(models, models.labels("label"))
+    scores = [
+        values
+        for key, values in search.cv_results_.items()
+        if key.endswith("score") and "time" not in key
+    ]
+    return [*scores, search.predict_proba(models)]
+
+
+def test_a_cluster_gives_the_same_answers(cluster, models):
+    expected = [*search_all(models), *fit_all(models)]
+    with joblib.parallel_config("dask"):
+        assert shards.count_workers() == 2
+        assert_same([*search_all(models), *fit_all(models)], expected)
+
+
+def test_a_cluster_is_prefiltered_and_keeps(cluster, models, tmp_path):
+    y = models.labels("label")
+    search = make_search().set_params(prefilter=2, memory=tmp_path)
+    expected = search.fit(models, y).layer_scores_
+    n_kept = len(list(tmp_path.rglob("output.pkl")))
+    assert n_kept == 3 + 2
+    with joblib.parallel_config("dask"):
+        assert search.fit(models, y).layer_scores_ == expected
+    assert len(list(tmp_path.rglob("output.pkl"))) == n_kept
+
+
+@pytest.mark.parametrize("work", [search_all, fit_all])
+def test_a_killed_worker_loses_nothing(work, cluster, models):
+    expected = work(models)
+    before = cluster.run(os.getpid)
+    killed = []
+
+    def kill_one():
+        # While it works.
+        while not any(cluster.processing().values()):
+            time.sleep(0.001)
+        busy = max(cluster.processing().items(), key=lambda item: len(item[1]))[0]
+        os.kill(before[busy], signal.SIGKILL)
+        killed.append(busy)
+
+    killer = threading.Thread(target=kill_one)
+    with joblib.parallel_config("dask"):
+        killer.start()
+        found = work(models)
+    killer.join()
+    assert_same(found, expected)
+    cluster.wait_for_workers(2)
+    assert len(set(before.values()) - set(cluster.run(os.getpid).values())) == 1
