@@ -1,11 +1,21 @@
 """Learn from the weights of neural networks with the scikit-learn API."""
 
-from . import baselines, datasets, exceptions, inspection, layers, trees
+from . import (
+    baselines,
+    datasets,
+    exceptions,
+    inspection,
+    layers,
+    metrics,
+    search,
+    trees,
+)
 from ._classifier import ProbeXClassifier
 from ._embedder import ProbeXEmbedder
 from ._regressor import ProbeXRegressor
 from .io import load, open_models, save_models
 from .layers import LayerFusion, LayerSearchCV
+from .search import ModelIndex
 from .trees import ModelTreeClustering, TreeExperts, recover_heritage
 from .weights import LayerWeights, LowRankWeights, ModelCollection
 
@@ -23,6 +33,8 @@ __all__ = [
     "ModelTreeClustering",
     "TreeExperts",
     "recover_heritage",
+    # Search
+    "ModelIndex",
     # Saved estimators
     "load",
     # Files of weights
@@ -38,5 +50,7 @@ __all__ = [
     "exceptions",
     "inspection",
     "layers",
+    "metrics",
+    "search",
     "trees",
 ]

@@ -171,7 +171,7 @@ class BaseExpert(
 
     def _publish_alpha(self, expert):
         # One number where all targets share it.
-        shared = np.ptp(expert.alpha) == 0
+        shared = len(np.unique(expert.alpha)) == 1
         self.alpha_ = float(expert.alpha[0]) if shared else expert.alpha
 
     def _check_views(self):

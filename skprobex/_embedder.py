@@ -324,6 +324,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
             generator=generator,
         )
         self._publish(to_arrays(expert))
+        del self.alpha_
         return self
 
     def _encode(self, texts):
@@ -459,7 +460,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         state = super().__getstate__()
         if hasattr(self.text_encoder, "encode"):
             # A loaded model is as large as what it was loaded from.
-            state["text_encoder"] = encoder_name(self.text_encoder)
+            state = {**state, "text_encoder": encoder_name(self.text_encoder)}
         return state
 
     def __sklearn_tags__(self):

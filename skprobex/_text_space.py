@@ -160,12 +160,10 @@ def are_texts(y):
     """Whether these are texts rather than vectors; the first one tells."""
     if isinstance(y, (str, bytes)) or y is None:
         return True
-    if hasattr(y, "iloc"):
-        y = y.to_numpy()
+    y = list(y) if isinstance(y, (list, tuple)) else np.asarray(y)
     if isinstance(y, np.ndarray) and y.dtype != object:
         return y.dtype.kind in "US"
-    y = list(y)
-    return not y or isinstance(y[0], (str, bytes)) or y[0] is None
+    return len(y) == 0 or isinstance(y[0], (str, bytes)) or y[0] is None
 
 
 def check_vectors(y, name):

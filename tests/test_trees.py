@@ -20,6 +20,7 @@ from skprobex import (
     LowRankWeights,
     ModelCollection,
     ProbeXClassifier,
+    ProbeXEmbedder,
     ProbeXRegressor,
 )
 from skprobex.baselines import WeightStatistics
@@ -446,6 +447,72 @@ def test_regressors_and_pipelines():
     assert experts.score(W, y) > 0.9
     statistics = make_pipeline(WeightStatistics(), RandomForestClassifier(10))
     assert TreeExperts(statistics).fit(W, y).predict(W).shape == (80,)
+
+
+def test_embedders_name_models_of_every_tree():
+    rng = np.random.default_rng(0)
+    words = np.array([f"{c} {s}" for c in ("red", "blue", "green") for s in "abcdef"])
+    vector_of = {
+        w: rng.standard_normal(8) for w in "red blue green a b c d e f".split()
+    }
+
+    def encode(texts):
+        return np.array([sum(vector_of[w] for w in text.split()) for text in texts])
+
+    W, tree, bases = forest(n_trees=2, n_models=72, scale=0.01)
+    texts = words[np.arange(len(W)) % 18]
+    # What shows a text differs from tree to tree.
+    maps = rng.standard_normal((2, 8, 12 * 10)) * 0.02
+    W += np.einsum("nd,ndp->np", encode(texts), maps[tree]).reshape(W.shape)
+    seen = (texts != "red a") & (texts != "blue d")
+    # One tree has not seen all that the other has.
+    train = seen & ~((tree == 0) & (texts == "green f"))
+    estimator = ProbeXEmbedder(text_encoder=encode, views=("xu",))
+    experts = TreeExperts(estimator).fit(W[train], texts[train])
+    assert len(experts.experts_) == 2
+    assert experts.labels_.tolist() == sorted(set(texts[seen]))
+    own = experts.experts_[0].center_
+    assert min(np.abs(own - base).max() for base in bases) < 0.2
+    assert experts.score(W[train], texts[train]) > 0.9
+    unseen = ["red a", "blue d"]
+    named = experts.predict(W[~seen], labels=unseen)
+    assert np.mean(named == texts[~seen]) > 0.9
+    assert experts.score(W[~seen], texts[~seen]) == np.mean(named == texts[~seen])
+    proba = experts.predict_proba(W[~seen], labels=unseen)
+    np.testing.assert_array_equal(np.array(unseen)[proba.argmax(axis=1)], named)
+    proba = experts.predict_proba(W)
+    np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
+    missing = experts.labels_.tolist().index("green f")
+    labels = experts.router_.labels_
+    of_first = labels[np.flatnonzero(tree[train] == 0)[0]]
+    assert (proba[experts.router_.predict(W) == of_first, missing] == 0).all()
+    Z = experts.transform(W)
+    np.testing.assert_allclose(np.linalg.norm(Z, axis=1), 1, rtol=1e-5)
+    grid = GridSearchCV(TreeExperts(estimator), {"estimator__n_probes": [2, 8]}, cv=2)
+    assert grid.fit(W[train], texts[train]).best_score_ > 0.5
+    assert cross_val_score(TreeExperts(estimator), W, texts, cv=2).mean() > 0.5
+
+
+def test_a_tree_of_one_text_falls_back():
+    W, tree, _ = forest(n_trees=2, n_models=30)
+    vector_of = np.random.default_rng(0).standard_normal((4, 6))
+    texts = np.where(tree == 0, "0", (np.arange(60) % 4).astype(str))
+    estimator = ProbeXEmbedder(
+        text_encoder=lambda texts: vector_of[[int(text) for text in texts]]
+    )
+    with pytest.warns(UserWarning, match=r"1 of 2 Model Trees.*one class only"):
+        experts = TreeExperts(estimator).fit(W, texts)
+    assert experts.own_expert_.sum() == 1
+    assert len(experts.predict(W)) == 60
+
+
+def test_experts_of_several_layers():
+    jungle = make_digit_jungle(160, 4, n_trees=2, cache=False)
+    models, Y = jungle.models, jungle.target
+    experts = TreeExperts(ProbeXClassifier(), layer="all").fit(models[:120], Y[:120])
+    assert set(experts.experts_[0].layer_scores_) == set(models.layers)
+    right = np.mean(experts.predict(models[120:]) == Y[120:])
+    assert right > 0.9
 
 
 def test_experts_of_collections(jungle):

@@ -225,12 +225,12 @@ def make_digit_jungle(
         arrays = dict(arrays)
         arrays["parents"], arrays["generation"] = planted
 
-    layers = _as_layers(_with_prefix(arrays, "layers:"))
+    layers = as_layers(with_prefix(arrays, "layers:"))
     data, target = layers["hidden2.weight"], arrays["target"]
     if return_X_y:
         return data, target
     target_names = np.array([_class_name(c) for c in range(n_classes)])
-    settings = _with_prefix(arrays, "settings:")
+    settings = with_prefix(arrays, "settings:")
     descr = _DESCR + (_DESCR_GENERATIONS if n_generations > 1 else "")
     descr += _DESCR_RANK if rank else ""
     return Bunch(
@@ -246,14 +246,14 @@ def make_digit_jungle(
         tree=arrays["tree"],
         parents=arrays["parents"],
         generation=arrays["generation"],
-        bases=_with_prefix(arrays, "bases:"),
+        bases=with_prefix(arrays, "bases:"),
         DESCR=descr.format(
             **sizes, **added, n_hidden=_N_HIDDEN, lr=_LEARNING_RATES, steps=_N_STEPS
         ),
     )
 
 
-def _as_layers(arrays):
+def as_layers(arrays):
     """Join the two factors of each adapter; the rest are layers already."""
     layers = {}
     for name, values in arrays.items():
@@ -282,7 +282,7 @@ def _class_name(index):
     return f"digit {digit} rotated {90 * turns}" if turns else f"digit {digit}"
 
 
-def _with_prefix(arrays, prefix):
+def with_prefix(arrays, prefix):
     return {
         name.removeprefix(prefix): values
         for name, values in arrays.items()

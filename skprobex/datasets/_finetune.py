@@ -23,6 +23,8 @@ SCHEDULES = ("constant", "cosine", "linear")
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8  # Adam's usual constants
 
+_WARMUP = 0.3  # share of the steps in which a "warmup" schedule rises
+
 # Networks trained together. Every step passes over the parameters, the gradient and
 # both moments of a group, which should therefore fit in the processor's cache.
 _GROUP_SIZE = 48
@@ -70,11 +72,11 @@ def draw_parameters(
 
 
 def _bound(name, shapes):
-    layer, _, kind = name.partition(".")
-    if kind == "weight.lora_B":
+    layer, _, kind = name.rpartition(".")
+    if kind == "lora_B":
         return 0.0  # an adapter starts as no change at all
-    d_in = shapes[name if kind == "weight.lora_A" else f"{layer}.weight"][1]
-    return 1 / math.sqrt(d_in)
+    weight = f"{layer}.weight" if kind == "bias" else name
+    return 1 / math.sqrt(math.prod(shapes[weight][1:]))
 
 
 def count_hidden(shapes: Shapes) -> int:
@@ -84,10 +86,12 @@ def count_hidden(shapes: Shapes) -> int:
     )
 
 
-def adapter_shapes(shapes: Shapes, rank: int) -> Shapes:
-    """Shapes where both hidden weights have adapters, and their biases are frozen."""
+def adapter_shapes(
+    shapes: Shapes, rank: int, layers: Sequence[str] = HIDDEN_LAYERS
+) -> Shapes:
+    """Shapes where the weights of `layers` have adapters and only heads are whole."""
     adapters = {}
-    for name in HIDDEN_LAYERS:
+    for name in layers:
         d_out, d_in = shapes[f"{name}.weight"]
         adapters[f"{name}.weight.lora_B"] = (d_out, rank)
         adapters[f"{name}.weight.lora_A"] = (rank, d_in)
@@ -122,7 +126,6 @@ def predict(layers: Layers, x: torch.Tensor) -> torch.Tensor:
     return _affine(layers, "head", x)
 
 
-@torch.no_grad()
 def train(
     params: torch.Tensor,
     shapes: Shapes,
@@ -171,25 +174,72 @@ def train(
     tensor of shape (n_models, n_params)
         The trained parameters.
     """
+
+    def start_group(group):
+        batches = _Batches(images, classes, units[group], batch_size, generator)
+        if frozen is None:
+            return batches.draw, _backward
+        own = {name: values[group] for name, values in frozen.items()}
+        return batches.draw, _AdapterBackward(own)
+
+    return train_groups(
+        params,
+        shapes,
+        start_group,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        n_steps=n_steps,
+        on_step=on_step,
+    )
+
+
+@torch.no_grad()
+def train_groups(
+    params: torch.Tensor,
+    shapes: Shapes,
+    start_group: Callable[[torch.Tensor], tuple[Callable, Callable]],
+    *,
+    learning_rate: torch.Tensor,
+    schedule: Sequence[str],
+    n_steps: torch.Tensor,
+    on_step: Callable[[int], object] | None = None,
+) -> torch.Tensor:
+    """Train networks by Adam, group by group, whatever their architecture and loss.
+
+    Parameters
+    ----------
+    params, shapes, learning_rate, schedule, n_steps, on_step
+        As in `train`. A schedule may also be "warmup": up from zero, then down again
+        as "cosine" does.
+    start_group : callable
+        Given the positions of a group's networks, returns two functions.
+        ``draw(n)`` draws a batch ``(x, y)`` for each of the group's first n networks;
+        ``backward(layers, grads, x, y)`` writes the gradients of their losses into
+        `grads`, named and shaped as `layers`.
+
+    Returns
+    -------
+    tensor of shape (n_models, n_params)
+        The trained parameters.
+    """
     trained = torch.empty_like(params)
     # Longest first: groups then hold networks of like length, and the networks still
     # training are always a leading slice of their group.
     order = torch.argsort(n_steps, descending=True, stable=True)
     with one_thread():
         for group in order.split(_GROUP_SIZE):
-            batches = _Batches(images, classes, units[group], batch_size, generator)
             rates = _learning_rates(
                 learning_rate[group],
                 [schedule[i] for i in group.tolist()],
                 n_steps[group],
             )
-            backward = _backward
-            if frozen is not None:
-                backward = _AdapterBackward(
-                    {name: values[group] for name, values in frozen.items()}
-                )
             trained[group] = _train_group(
-                params[group], shapes, batches, rates, n_steps[group], on_step, backward
+                params[group],
+                shapes,
+                *start_group(group),
+                rates,
+                n_steps[group],
+                on_step,
             )
     return trained
 
@@ -233,7 +283,7 @@ class _Batches:
         return self.images[rows], self.units[:n].gather(1, self.classes[rows])
 
 
-def _train_group(params, shapes, batches, rates, n_steps, on_step, backward):
+def _train_group(params, shapes, draw, backward, rates, n_steps, on_step):
     state = [params, *(torch.zeros_like(params) for _ in range(4))]
     n_active = None
     for step in range(int(n_steps[0])):
@@ -242,7 +292,7 @@ def _train_group(params, shapes, batches, rates, n_steps, on_step, backward):
             n_active = still
             p, grad, mean, square, update = (rows[:still] for rows in state)
             layers, grads = split_layers(p, shapes), split_layers(grad, shapes)
-        backward(layers, grads, *batches.draw(n_active))
+        backward(layers, grads, *draw(n_active))
 
         # Adam. In place throughout: at this size memory traffic is the cost.
         mean.lerp_(grad, 1 - _BETA1)
@@ -310,6 +360,10 @@ def _learning_rates(peak, schedule, n_steps):
         "constant": torch.ones_like(done),
         "cosine": 0.5 * (1 + torch.cos(math.pi * done)),
         "linear": 1 - done,
+        "warmup": torch.minimum(
+            done / _WARMUP,
+            0.5 * (1 + torch.cos(math.pi * (done - _WARMUP) / (1 - _WARMUP))),
+        ),
     }
     chosen = [factors[name][i] for i, name in enumerate(schedule)]
     return peak[:, None] * torch.stack(chosen)

@@ -247,7 +247,7 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
         raise ValueError(f"{name} must be {wanted}; got {value}.")
 
 
-def _check_real(name, value, low, high=math.inf):
+def check_real(name, value, low, high=math.inf):
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a real number; got {value!r}.")
     if not low <= value <= high or math.isinf(value):
@@ -267,8 +267,8 @@ def _check_arguments(
     for name, value, known in (("view", view, _VIEWS), ("task", task, _TASKS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}; got {value!r}.")
-    _check_real("signal", signal, 0, 1)
-    _check_real("noise", noise, 0)
+    check_real("signal", signal, 0, 1)
+    check_real("noise", noise, 0)
     check_integer("rank", rank, 1, min(shape))
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64; got {np.dtype(dtype)}.")

@@ -11,6 +11,7 @@ SAVED_CLASSES = {
     "LayerSearchCV": "skprobex.layers._search",
     "ModelTreeClustering": "skprobex.trees._clustering",
     "TreeExperts": "skprobex.trees._experts",
+    "ModelIndex": "skprobex.search",
     "WeightStatistics": "skprobex.baselines",
     "SpectralStatistics": "skprobex.baselines",
     "FlatDeltas": "skprobex.baselines",

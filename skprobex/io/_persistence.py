@@ -20,7 +20,8 @@ from ..exceptions import CorruptFileError, UnsupportedFormatError, VersionWarnin
 from ._atomic import replacing
 from ._classes import SAVED_CLASSES, saved_name
 from ._safetensors import NUMPY_DTYPES, as_bytes, read_header, write_arrays
-from ._state import StateReader, StateWriter, parse_json
+from ._state_reader import StateReader, parse_json
+from ._state_writer import StateWriter
 
 # Raise it whenever files of before would be read as something else.
 FORMAT_VERSION = 1
@@ -30,11 +31,15 @@ _DTYPES = {name: dtype for dtype, name in NUMPY_DTYPES.items()}
 class Saveable:
     """Mixin of estimators that are saved without pickle.
 
-    Attributes named in the class's ``_unsaved`` are left out: they must be such as are
-    made again when they are missing.
+    Attributes named in the class's ``_unsaved`` are left out, of pickles as well: they
+    must be such as are made again when they are missing.
     """
 
     _unsaved = ()
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        return {k: value for k, value in state.items() if k not in self._unsaved}
 
     def save(self, path):
         """Save the estimator in a file that `skprobex.load` reads.

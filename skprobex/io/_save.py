@@ -87,12 +87,14 @@ def _as_text(entry):
     if not isinstance(entry, Mapping):
         raise ValueError("metadata must hold one dict per model.")
     return {
-        str(key): value if isinstance(value, str) else json.dumps(value, default=_plain)
+        str(key): value
+        if isinstance(value, str)
+        else json.dumps(value, default=as_plain)
         for key, value in entry.items()
     }
 
 
-def _plain(value):
+def as_plain(value):
     """Turn numpy's numbers and arrays into what JSON knows."""
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()

@@ -193,7 +193,7 @@ def centred_kernel(features, sample_weight=None):
 
 def _shares_and_roots(features, sample_weight):
     if sample_weight is None:
-        sample_weight = torch.ones_like(features[:, 0])
+        sample_weight = features.new_ones(len(features))
     # A weight of zero would be divided by; one this small changes no digit.
     sample_weight = sample_weight.clamp_min(sample_weight.amax() * 1e-12)
     return sample_weight / sample_weight.sum(), sample_weight.sqrt()[:, None]

@@ -88,10 +88,10 @@ def warn_pooled(members, own_expert, min_models):
     )
 
 
-def ask(expert, method, W):
+def ask(expert, method, W, **params):
     """Call an expert's method; dummies see no weights."""
     if not is_dummy(expert):
-        return np.asarray(getattr(expert, method)(W))
+        return np.asarray(getattr(expert, method)(W, **params))
     rows = np.zeros((len(W), 1))
     if method == "transform":
         raise AttributeError(

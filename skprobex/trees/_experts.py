@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from .._base import all_or_nothing
 from .._sklearn import Interval, _fit_context
 from ..io._persistence import Saveable
-from ..weights import ModelCollection
+from ..weights import ModelCollection, holds_several
 from ._clustering import ModelTreeClustering
 from ._delegation import (
     ask,
@@ -70,6 +70,8 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
         Whether each tree has an expert of its own.
     classes_ : ndarray of shape (n_classes,)
         Labels seen in any tree; of classifiers only.
+    labels_ : ndarray of shape (n_labels,)
+        Texts seen in any tree; of embedders only.
     n_features_in_ : int
         d_out, where W is one layer.
     feature_names_in_ : ndarray of shape (d_out,)
@@ -91,8 +93,9 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
 
     Classes that an expert has not seen get probability 0 and, in the decision function,
     one less than the least of the others. `transform` joins the experts' own
-    representations, which have nothing in common unless the estimator sees to it, as
-    embedders do; narrower ones are padded with zeros.
+    representations, which have nothing in common; narrower ones are padded with zeros.
+    That is so of embedders, too: each has a text side of its own, so that models are
+    compared with texts by `predict`, or by an index for each tree.
 
     References
     ----------
@@ -164,7 +167,7 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
                 )
             y = np.asarray(y)
         self.router_ = router
-        for name in ("n_features_in_", "feature_names_in_"):
+        for name in ("n_features_in_", "feature_names_in_", "labels_"):
             vars(self).pop(name, None)
             if hasattr(router, name):
                 setattr(self, name, getattr(router, name))
@@ -194,11 +197,13 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
                 pooled[key] = self._fit_pooled(W, y, np.sort(rows), tree)
             experts.append(pooled[key])
         self.experts_ = experts
+        if all(hasattr(expert, "labels_") for expert in experts):
+            self.labels_ = np.unique(np.concatenate([e.labels_ for e in experts]))
         warn_pooled(members, self.own_expert_, self.min_models)
         return self
 
     def _can_learn(self, y, rows):
-        if not is_classifier(self) or self._is_multilabel:
+        if y is None or is_regressor(self) or y.ndim > 1:
             return True
         return len(np.unique(y[rows])) > 1
 
@@ -212,9 +217,10 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
     def _fit_expert(self, W, y, rows, tree):
         expert = clone(self.estimator)
         center = getattr(self.router_, "centers_", None)
-        if center is not None and center[tree] is not None:
-            expert.set_params(**centered(expert, center[tree]))
         W = self._select(W, rows, tree)
+        # Of several layers, each is centred on the mean of the tree's own models.
+        if center is not None and center[tree] is not None and not holds_several(W):
+            expert.set_params(**centered(expert, center[tree]))
         return expert.fit(W) if y is None else expert.fit(W, y[rows])
 
     def _fit_pooled(self, W, y, rows, tree):
@@ -245,7 +251,7 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
             return selected[layer]
         return stack_models(selected) if isinstance(selected, list) else selected
 
-    def _ask(self, W, method, join=None):
+    def _ask(self, W, method, join=None, **params):
         """Ask each tree's expert; answers in the order of W."""
         check_is_fitted(self)
         trees = find_trees(self.router_, W)
@@ -253,41 +259,46 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
         for tree in np.unique(trees):
             rows = np.flatnonzero(trees == tree)
             expert, selected = self.experts_[tree], self._select(W, rows, tree)
-            answer = ask(expert, method, selected)
+            answer = ask(expert, method, selected, **params)
             answers.append((rows, answer if join is None else join(expert, answer)))
         return merge_answers(answers, len(trees))
 
-    def predict(self, W):
+    def predict(self, W, **params):
         """Let each model's own expert predict.
 
         Parameters
         ----------
         W : array-like of shape (n_models, d_out, d_in)
             As in fit.
+        **params : dict
+            Passed to the experts' `predict`, such as an embedder's `labels`.
 
         Returns
         -------
         ndarray of shape (n_models,) or (n_models, n_outputs)
             In the order of W.
         """
-        return self._ask(W, "predict")
+        return self._ask(W, "predict", **params)
 
     @available_if(expert_has("predict_proba"))
-    def predict_proba(self, W):
+    def predict_proba(self, W, **params):
         """Let each model's own expert predict probabilities.
 
         Parameters
         ----------
         W : array-like of shape (n_models, d_out, d_in)
             As in fit.
+        **params : dict
+            Passed to the experts' `predict_proba`, such as an embedder's `labels`.
 
         Returns
         -------
         ndarray of shape (n_models, n_classes) or (n_models, n_labels)
-            Columns as in `classes_`; 0 for classes that the model's expert has not
-            seen.
+            Columns as in `classes_`, `labels_` or the `labels` given; 0 for classes
+            that the model's expert has not seen.
         """
-        return self._ask(W, "predict_proba", self._spread(zeros))
+        join = None if params else self._spread(zeros)
+        return self._ask(W, "predict_proba", join, **params)
 
     @available_if(expert_has("decision_function"))
     def decision_function(self, W):
@@ -379,9 +390,11 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
         return total / len(trees)
 
     def _spread(self, unseen):
-        """Put an expert's columns where `classes_` has them."""
+        """Put an expert's columns where `classes_`, or `labels_`, has them."""
 
         def join(expert, answer):
+            if not is_classifier(self):
+                return spread_columns(answer, expert.labels_, self.labels_, unseen)
             if self._is_multilabel:
                 return answer
             return spread_columns(answer, expert.classes_, self.classes_, unseen)

@@ -317,7 +317,8 @@ class ModelCollection:
                 raise ValueError(f"mask must hold {len(self)} booleans.")
             positions = positions[mask[positions]]
         for key, wanted in (metadata or {}).items():
-            keep = [_matches(self.metadata[i].get(key), wanted) for i in positions]
+            is_wanted = as_condition(wanted)
+            keep = [is_wanted(self.metadata[i].get(key)) for i in positions]
             positions = positions[np.array(keep, dtype=bool)]
         if layers is not None:
             layers = [layers] if isinstance(layers, str) else list(layers)
@@ -364,9 +365,10 @@ def _natural(name):
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts]
 
 
-def _matches(value, wanted):
+def as_condition(wanted):
+    """Turn a value, a list of them or a function into a function that returns bool."""
     if callable(wanted):
-        return bool(wanted(value))
+        return lambda value: bool(wanted(value))
     if isinstance(wanted, (list, tuple, set, frozenset, np.ndarray)):
-        return value in list(wanted)
-    return value == wanted
+        return list(wanted).__contains__
+    return lambda value: value == wanted
