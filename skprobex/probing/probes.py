@@ -9,8 +9,10 @@ from .linalg import eigh_descending, fix_signs, gram, qr
 from .spectral import rows, unrow
 from .views import MATRIX_VIEWS, View, scaled_singular, spectrum, symmetric_features
 
-# Sides wider than this are first projected to a subspace of as many dimensions.
-MIN_SUBSPACE = 256
+# Sides wider than this are first projected to a subspace of as many dimensions, or of
+# three times as many as probes. Measured on layers of 64 with 8 to 16 probes: as
+# accurate as the whole side; twice as many lose up to a point on LoRA layers.
+MIN_SUBSPACE = 192
 
 
 @dataclass
