@@ -87,7 +87,7 @@ RIVALS = {
 NETWORKS = ("probex-2025", "mvprobe-2026")
 
 HEADER = (
-    f"{'weights':<18}{'method':<14}{'seconds':>9}{'runs':>5}{'peak MB':>9}"
+    f"{'weights':<22}{'method':<14}{'seconds':>9}{'runs':>5}{'peak MB':>9}"
     f"{'accuracy':>10}{'share':>7}{'floor s':>9}{'over':>7}{'epoch s':>9}"
 )
 LEGEND = f"""\
@@ -273,7 +273,7 @@ def run(args, say):
                 continue
             result, n_runs = median_of_runs(name, method, args.repeats, args.patience)
             seconds[name, method] = result["seconds"]
-            cells = f"{name:<18}{method:<14}{result['seconds']:>9.2f}{n_runs:>5}"
+            cells = f"{name:<22}{method:<14}{result['seconds']:>9.2f}{n_runs:>5}"
             cells += f"{result['peak']:>9.0f}"
             if method in RIVALS:
                 cells += f"{result['accuracy']:>10.2f}"
