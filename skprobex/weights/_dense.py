@@ -1,11 +1,15 @@
 """Weights held in one array or tensor, read in batches."""
 
+import math
+
 import numpy as np
 import torch
 
 from ..probing.device import as_tensor
 
-# A batch this large keeps the matrix products busy and memory flat.
+# A batch of at least this size keeps the matrix products busy. glibc gives blocks from
+# 32 MiB on back to the system when they are freed; smaller ones it may keep, and a fit
+# of files was then seen to hold 250 MB or 840 MB, as luck would have it.
 BATCH_BYTES = 32 * 2**20
 
 
@@ -51,7 +55,7 @@ class DenseWeights:
         """
         dtype = dtype or self.compute_dtype
         n_models, d_out, d_in = self.lifted_shape
-        size = max(1, BATCH_BYTES // (d_out * d_in * dtype.itemsize))
+        size = math.ceil(BATCH_BYTES / (d_out * d_in * dtype.itemsize))
         for start in range(0, n_models, size):
             batch = as_tensor(self.array[start : start + size], dtype, device)
             check_finite(batch, start)

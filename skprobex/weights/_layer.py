@@ -13,10 +13,9 @@ import torch
 from ..exceptions import MissingLayerError
 from ..probing.deltas import LowRankBatch
 from ..probing.device import as_array
+from ._dense import BATCH_BYTES
 from ._handles import LayerHandle
 
-# As large as a batch in memory: products keep busy, memory stays flat.
-BATCH_BYTES = 32 * 2**20
 # Reading is waiting, mostly: more threads than cores.
 _N_THREADS = 8
 _N_NAMED = 5
@@ -212,7 +211,7 @@ class LayerWeights:
         n_values = d_out * d_in
         if self.is_low_rank:
             n_values = (d_out + d_in) * max(h.spec.rank for h in self._handles)
-        size = max(1, BATCH_BYTES // max(1, n_values * dtype.itemsize))
+        size = math.ceil(BATCH_BYTES / max(1, n_values * dtype.itemsize))
         return [self[start : start + size] for start in range(0, len(self), size)]
 
     def _start_batch(self, handles, dtype, executor):

@@ -1,5 +1,7 @@
 """LowRankWeights: LoRA layers as the factors they are stored as."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -158,7 +160,7 @@ class LowRankWeights:
         dtype = dtype or self.compute_dtype
         n_models, d_out, d_in = self.shape
         row = max(1, self.rank * (d_out + d_in)) * dtype.itemsize
-        size = max(1, BATCH_BYTES // row)
+        size = math.ceil(BATCH_BYTES / row)
         for start in range(0, n_models, size):
             part = slice(start, start + size)
             B = as_tensor(self.B[part], dtype, device)
