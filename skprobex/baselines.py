@@ -12,6 +12,7 @@ from sklearn.linear_model import RidgeClassifierCV, RidgeCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from ._base import all_or_nothing
 from .io._persistence import Saveable
 from .probing.deltas import as_dense
 from .weights import validate_weights
@@ -57,6 +58,7 @@ class _WeightsTransformer(
 class _Statistics(_WeightsTransformer):
     """Named numbers of each model by itself: nothing is learnt from the others."""
 
+    @all_or_nothing
     def fit(self, X, y=None):
         """Remember the shape of the layer.
 
@@ -276,6 +278,7 @@ class FlatDeltas(_WeightsTransformer):
            [-0.5,  0.5,  0.5, -0.5]])
     """
 
+    @all_or_nothing
     def fit(self, X, y=None):
         """Learn the centre and the scale.
 

@@ -265,6 +265,11 @@ def train(
                 break
     except KeyboardInterrupt:
         history.interrupted = True
+    except torch.cuda.OutOfMemoryError as error:
+        raise torch.cuda.OutOfMemoryError(
+            f"{error} Lower batch_size ({batch_size}), n_probes or projection_dim, or "
+            "use device='cpu'."
+        ) from error
     if best_state is not None:
         network.load_state_dict(best_state)
     return history
