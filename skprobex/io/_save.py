@@ -42,6 +42,9 @@ def save_models(folder, weights_by_layer, metadata=None, names=None):
     ValueError
         If layers, metadata and names differ in length, or a name leads out of the
         folder.
+    TypeError
+        If `weights_by_layer` is no dict, or if it or the metadata hold what cannot be
+        written.
 
     See Also
     --------

@@ -16,7 +16,7 @@ _BLOCK = 1024
 # Singular values below this share of the largest are no direction of an adapter.
 _RANK_TOLERANCE = 1e-5
 # Squared distances between models of norms in between are far from float32's limits.
-_SMALLEST_NORM, _LARGEST_NORM = 1e-14, 1e18
+_SMALLEST_NORM, _LARGEST_NORM = 1e-15, 1e18
 
 
 class Sketcher:
