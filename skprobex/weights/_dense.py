@@ -26,6 +26,8 @@ class DenseWeights:
     """
 
     is_low_rank = False
+    # What errors call it: one of several layers says which.
+    title = "Input W"
 
     def __init__(self, array):
         self.array = array
@@ -58,7 +60,7 @@ class DenseWeights:
         size = math.ceil(BATCH_BYTES / (d_out * d_in * dtype.itemsize))
         for start in range(0, n_models, size):
             batch = as_tensor(self.array[start : start + size], dtype, device)
-            check_finite(batch, start)
+            check_finite(batch, start, self.title)
             yield batch.reshape(-1, d_out, d_in)
 
 
@@ -71,7 +73,29 @@ def compute_dtype(dtype):
     return torch.float64 if is_double else torch.float32
 
 
-def check_finite(batch, start, name="Input W"):
+def check_numeric(array, name):
+    """Refuse what holds no real numbers; objects that are numbers become such.
+
+    Returns
+    -------
+    ndarray
+        Of numbers or booleans.
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: fill or drop the masked weights.")
+    if array.dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: {name} holds complex numbers.")
+    if array.dtype.kind == "O":
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} holds objects that are no numbers.") from error
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} holds {array.dtype}: expected real numbers.")
+    return array
+
+
+def check_finite(batch, start, name):
     """Refuse NaN and infinity in a batch that begins with model `start`."""
     # A sum is finite unless an entry is not, or it overflows: then look closer.
     if torch.isfinite(batch.sum()):

@@ -185,7 +185,7 @@ class LayerWeights:
                 batch, reads = ahead.popleft()
                 for read in reads:
                     read.result()
-                _check_finite(handles, batch)
+                _check_finite(self.layer, handles, batch)
                 batch = [tensor.to(device) for tensor in batch]
                 yield LowRankBatch(*batch) if self.is_low_rank else batch[0]
                 # Let go of it before the next but one is made room for.
@@ -313,7 +313,7 @@ def _fill_low_rank(handle, up, down):
     down[: a.shape[0]] = a
 
 
-def _check_finite(handles, parts):
+def _check_finite(layer, handles, parts):
     # A sum is finite unless an entry is not, or it overflows: then look closer.
     if all(torch.isfinite(part.sum()) for part in parts):
         return
@@ -322,7 +322,7 @@ def _check_finite(handles, parts):
             if not torch.isfinite(part[i]).all():
                 kind = "NaN" if torch.isnan(part[i]).any() else "infinity"
                 raise ValueError(
-                    f"Input W contains {kind}: model {handle.name!r} in {handle.file}. "
-                    "Leave this model out, or save its weights again (float16 "
-                    "overflows above 65504)."
+                    f"Input W, layer {layer!r}, contains {kind}: model {handle.name!r} "
+                    f"in {handle.file}. Leave this model out, or save its weights "
+                    "again (float16 overflows above 65504)."
                 )
