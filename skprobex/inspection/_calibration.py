@@ -7,6 +7,9 @@ from sklearn.utils.multiclass import type_of_target
 
 from ._axes import get_axes
 
+# More labels than this are not told apart by colour.
+MANY_LABELS = 10
+
 
 class LabelCalibrationDisplay:
     """Draw a reliability curve for each label of a multi-label problem.
@@ -185,15 +188,17 @@ class LabelCalibrationDisplay:
         names = self.names or range(len(self.prob_true))
         ax.plot([0, 1], [0, 1], color="grey", linestyle=":", label="calibrated")
         self.lines_ = []
+        is_many = len(self.prob_true) > MANY_LABELS
         for i, name in enumerate(names):
             self.lines_ += ax.plot(
                 self.prob_pred[i],
                 self.prob_true[i],
-                marker=".",
+                marker="" if is_many else ".",
                 linewidth=0.8,
                 alpha=0.6,
-                color=f"C{i % 10}",
-                label=str(name),
+                color="0.6" if is_many else f"C{i % 10}",
+                # Of many labels, one stands for all in the legend.
+                label=("_" if i else "one label") if is_many else str(name),
             )
         (self.pooled_line_,) = ax.plot(
             self.pooled_pred, self.pooled_true, "ko-", linewidth=2, label="all labels"
@@ -203,6 +208,6 @@ class LabelCalibrationDisplay:
             ylabel="share of models with the label",
             aspect="equal",
         )
-        ax.legend(fontsize="x-small", ncols=2 if len(self.lines_) > 5 else 1)
+        ax.legend(fontsize="x-small")
         self.ax_, self.figure_ = ax, ax.figure
         return self

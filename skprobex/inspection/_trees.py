@@ -149,10 +149,19 @@ class ModelTreeDisplay:
             if parent >= 0:
                 ax.plot(x[[parent, child]], y[[parent, child]], color="grey", zorder=1)
         ax.scatter(x, y, c=[colors[label] for label in self.labels], s=60, zorder=2)
+        has_children = np.isin(np.arange(len(x)), self.parents)
         for i, name in enumerate(self.names or []):
+            # Leaves stand close to each other: their names go below.
             ax.annotate(
-                str(name), (x[i], y[i]), xytext=(5, 3), textcoords="offset points"
+                str(name),
+                (x[i], y[i]),
+                xytext=(6, 4) if has_children[i] else (0, -6),
+                textcoords="offset points",
+                ha="left" if has_children[i] else "center",
+                va="bottom" if has_children[i] else "top",
+                fontsize="small",
             )
+        ax.margins(y=0.1)
         ax.set(ylabel="generation", xticks=[], yticks=np.unique(-y) * -1)
         ax.set_yticklabels([str(int(-tick)) for tick in ax.get_yticks()])
 

@@ -120,7 +120,7 @@ class ViewScoresDisplay:
             [n.replace("+", " + ") for n in names], values, color=colors
         )
         ax.bar_label(self.bars_, fmt="%.3f", padding=3, fontsize="small")
-        ax.margins(x=0.12)
+        ax.margins(x=0.18)
         ax.set(xlabel="leave-one-out score")
         self.ax_, self.figure_ = ax, ax.figure
         return self
