@@ -76,7 +76,8 @@ print("figure: importance.png")
 # ---------------
 #
 # The expert looks at pixels that set one digit apart from the others, not just at its
-# ink: the hole of the zero, the ends of the four's bar, the corner of the seven. It does
-# so without an image, from how the weights at each pixel moved. The three pixels that
-# are always blank count for nothing. Importance is that of the expert, not of the
-# networks: it says where the answer was read, and neighbours that say the same share it.
+# ink: the hole of the zero, the ends of the four's bar, the corner of the seven. It
+# does so without an image, from how the weights at each pixel moved. The three pixels
+# that are always blank count for nothing. Importance is that of the expert, not of the
+# networks: it says where the answer was read, and neighbours that say the same share
+# it.

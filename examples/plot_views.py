@@ -111,8 +111,8 @@ print("figure: directions.png")
 #
 # The mean weights are more than four times as long as what sets a model apart: with
 # them in, the best view names .625 of the labels, without them .948. The delta itself,
-# ``xu``, shows nothing here, whatever is subtracted: each model's random head has turned
-# its outputs another way. Views of the input side do not see that turn, and in them
-# models that share classes look alike. The logarithm, from .809 to .948, hears 18
+# ``xu``, shows nothing here, whatever is subtracted: each model's random head has
+# turned its outputs another way. Views of the input side do not see that turn, and in
+# them models that share classes look alike. The logarithm, from .809 to .948, hears 18
 # directions where the plain Gram matrix hears 7. ``views="auto"`` makes these
 # comparisons by leave-one-out, for any layer and question.
