@@ -146,12 +146,15 @@ class BaseExpert(
     def _open_layers(self, W, device, generator, progress=None):
         """Open one layer after the other, so that none is kept longer than needed."""
         for name, layer in _by_name(W).items():
-            yield name, self._open_layer(name, layer, device, generator, progress)
+            # All in one dtype, as their features are joined.
+            opened = self._open_layer(
+                name, layer, device, generator, W.compute_dtype, progress
+            )
+            yield name, opened
 
-    def _open_layer(self, name, layer, device, generator, progress=None):
+    def _open_layer(self, name, layer, device, generator, dtype, progress=None):
         """Centre a layer's weights, and decompose them batch by batch as asked."""
-        center = self._compute_center(name, layer, device)
-        dtype = layer.compute_dtype
+        center = self._compute_center(name, layer, device, dtype)
         sketch = draw_sketch(*layer.lifted_shape[1:], generator, dtype, device)
         return DecomposedDeltas(layer, center, sketch, device, dtype, progress)
 
@@ -212,7 +215,7 @@ class BaseExpert(
             )
         return min(self.n_probes, limit)
 
-    def _compute_center(self, name, layer, device):
+    def _compute_center(self, name, layer, device, dtype):
         center = self.center
         if isinstance(center, dict):
             if name is None or name not in center:
@@ -233,9 +236,9 @@ class BaseExpert(
             # Low-rank weights are deltas from their base already.
             if center == "auto" and layer.is_low_rank:
                 return None
-            return mean_weights(layer, device, layer.compute_dtype)
+            return mean_weights(layer, device, dtype)
         center = check_weight_shape(center, layer.lifted_shape[1:], "center")
-        return as_tensor(center, layer.compute_dtype, device)
+        return as_tensor(center, dtype, device)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -119,7 +119,7 @@ class BaseProbeX(BaseExpert):
             validation = self._split_validation(stratify, len(W), random_state)
         n_training = len(W) - (0 if validation is None else len(validation))
         default_width = task.vectors.shape[1] if is_naming else DEFAULT_N_COMPONENTS
-        deltas = self._open_layer(None, W, device, generator)
+        deltas = self._open_layer(None, W, device, generator, dtype)
         with ProgressBar(
             self.verbose, type(self).__name__, self.max_iter, "epoch"
         ) as bar:

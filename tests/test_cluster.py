@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-import time
+from contextlib import contextmanager
 
 import joblib
 import numpy as np
@@ -126,8 +126,9 @@ def test_errors_of_workers_name_the_file(folder, models, tmp_path):
         ProbeXClassifier().fit(W, np.arange(20) % 2)
 
 
-@pytest.fixture(scope="module")
-def cluster():
+@contextmanager
+def two_workers():
+    """A cluster of two processes on this machine, and its client."""
     distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(
@@ -138,6 +139,12 @@ def cluster():
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client():
+    with two_workers() as client:
         yield client
 
 
@@ -155,14 +162,14 @@ def search_all(models):
     return [*scores, search.predict_proba(models)]
 
 
-def test_a_cluster_gives_the_same_answers(cluster, models):
+def test_a_cluster_gives_the_same_answers(client, models):
     expected = [*search_all(models), *fit_all(models)]
     with joblib.parallel_config("dask"):
         assert shards.count_workers() == 2
         assert_same([*search_all(models), *fit_all(models)], expected)
 
 
-def test_a_cluster_is_prefiltered_and_keeps(cluster, models, tmp_path):
+def test_a_cluster_is_prefiltered_and_keeps(client, models, tmp_path):
     y = models.labels("label")
     search = make_search().set_params(prefilter=2, memory=tmp_path)
     expected = search.fit(models, y).layer_scores_
@@ -174,24 +181,25 @@ def test_a_cluster_is_prefiltered_and_keeps(cluster, models, tmp_path):
 
 
 @pytest.mark.parametrize("work", [search_all, fit_all])
-def test_a_killed_worker_loses_nothing(work, cluster, models):
+def test_a_killed_worker_loses_nothing(work, models):
     expected = work(models)
-    before = cluster.run(os.getpid)
-    killed = []
+    killed, is_done = [], threading.Event()
 
-    def kill_one():
-        # While it works.
-        while not any(cluster.processing().values()):
-            time.sleep(0.001)
-        busy = max(cluster.processing().items(), key=lambda item: len(item[1]))[0]
-        os.kill(before[busy], signal.SIGKILL)
-        killed.append(busy)
+    def kill_while_it_works(client):
+        pids = client.run(os.getpid)
+        while not (killed or is_done.wait(0.001)):
+            tasks = client.processing()
+            busy = max(tasks, key=lambda worker: len(tasks[worker]))
+            if tasks[busy]:
+                os.kill(pids[busy], signal.SIGKILL)
+                killed.append(pids[busy])
 
-    killer = threading.Thread(target=kill_one)
-    with joblib.parallel_config("dask"):
+    with two_workers() as client:
+        killer = threading.Thread(target=kill_while_it_works, args=(client,))
         killer.start()
-        found = work(models)
-    killer.join()
+        with joblib.parallel_config("dask"):
+            found = work(models)
+        is_done.set()
+        killer.join()
+        assert killed and killed[0] not in client.run(os.getpid).values()
     assert_same(found, expected)
-    cluster.wait_for_workers(2)
-    assert len(set(before.values()) - set(cluster.run(os.getpid).values())) == 1

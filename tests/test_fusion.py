@@ -198,6 +198,23 @@ def test_low_rank_and_dense_layers_fuse(layers):
     )
 
 
+def test_layers_of_several_dtypes_fuse(layers):
+    W, y = layers
+    mixed = {
+        "first.weight": W["first.weight"].astype(np.float32),
+        "first.bias": W["first.bias"].astype(np.float16),
+        "second.weight": W["second.weight"],
+    }
+    clf = ProbeXClassifier(random_state=0).fit(mixed, y)
+    assert clf.coef_.dtype == np.float64
+    assert np.mean(clf.predict(mixed) == y) > 0.9
+    single = {name: layer.astype(np.float32) for name, layer in mixed.items()}
+    assert ProbeXClassifier().fit(single, y).coef_.dtype == np.float32
+    np.testing.assert_allclose(
+        clf.decision_function(single), clf.decision_function(mixed), atol=1e-3
+    )
+
+
 def test_model_selection_takes_collections(layers):
     W, y = layers
     models = ModelCollection.from_layers(W)

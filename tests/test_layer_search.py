@@ -363,8 +363,8 @@ def test_memory_keeps_what_does_not_change(in_files, layers, models, tmp_path):
 
 
 SCRIPT = """
-import json, resource, sys
-import numpy as np
+import json, sys
+from pathlib import Path
 from skprobex import LayerSearchCV, ProbeXClassifier, open_models
 from skprobex.layers._evaluation import CrossValidation
 
@@ -380,12 +380,21 @@ CrossValidation.__call__ = count
 models = open_models(folder)
 clf = ProbeXClassifier(views=("log_xtx",), normalize=True, n_probes=8, random_state=0)
 y = models.labels("label")
+
+
+def memory(kind):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(l.split()[1]) for l in lines if l.startswith(kind))
+
 # What torch loads on first use is not the search's.
 clf.fit(models["blocks.0.attention.query.weight"].load(), y)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+is_known = Path("/proc/self/clear_refs").exists()
+if is_known:
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = memory("VmRSS")
 search = LayerSearchCV(clf, cv=2, memory=cache).fit(models, y)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(json.dumps([n_layers, peak * 1024, search.best_layer_, search.layer_scores_]))
+peak = memory("VmHWM") - before if is_known else None
+print(json.dumps([n_layers, peak, search.best_layer_, search.layer_scores_]))
 """
 
 
@@ -433,7 +442,7 @@ def test_a_transformer_s_search_is_killed_and_goes_on(transformers, tmp_path):
     assert n_searched == 74 - before
     assert n_kept() == len(scores) == 74
     assert best == "blocks.7.attention.value.weight"
-    assert peak < n_bytes / 3
+    assert peak is None or peak < n_bytes / 3
 
 
 def test_workers_share_the_cores():

@@ -502,6 +502,11 @@ HOSTILE = {
         CorruptFileError,
         "whose shape",
     ),
+    "masked": (
+        set_attribute("x_", {"masked": [{"strings": [1, [1], ["a"]]}] * 2}),
+        CorruptFileError,
+        "a masked array that is none",
+    ),
     "unknown kind": (
         set_attribute("x_", {"eval": "1"}),
         CorruptFileError,

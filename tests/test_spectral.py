@@ -14,15 +14,17 @@ from skprobex.probing.deltas import (
     subtract,
 )
 from skprobex.probing.device import make_generator
-from skprobex.probing.linalg import eigh_descending, fix_signs, qr, svd
+from skprobex.probing.linalg import GRAM_BLOCK, eigh_descending, fix_signs, gram, qr
 from skprobex.probing.spectral import (
     EXACT_BELOW,
     N_DIRECTIONS,
     N_OVERSAMPLES,
     draw_sketch,
     frobenius_norms,
+    rows,
     thin_svd,
     thin_svd_of_product,
+    unrow,
 )
 from skprobex.weights import DenseWeights, LowRankWeights, _dense, _low_rank
 
@@ -221,6 +223,16 @@ def test_how_a_product_is_split_does_not_matter(dtype, imbalance):
     np.testing.assert_allclose(factors.singular**2, singular**2, rtol=0, atol=tolerance)
 
 
+def test_rows_of_a_decomposed_product_are_not_copied():
+    B, A = (torch.from_numpy(part) for part in draw_product((12, 7), 3))
+    factors = thin_svd_of_product(B, A)
+    for basis in (factors.left, factors.right):
+        stacked = rows(basis)
+        assert stacked.data_ptr() == basis.data_ptr()
+        assert torch.equal(stacked, torch.cat([part.T for part in basis]))
+        assert torch.equal(unrow(stacked, len(basis)), basis)
+
+
 # The randomised decomposition
 
 LARGE = pytest.mark.parametrize("shape", [(200, 170), (170, 200)])
@@ -323,15 +335,16 @@ def test_qr_is_thin():
         np.testing.assert_allclose(basis @ triangle, matrix, rtol=0, atol=1e-13)
 
 
-def test_svd_is_thin_and_has_right_vectors_as_columns():
-    matrices = draw((4, 9))
-    left, singular, right = svd(torch.from_numpy(matrices))
-    assert left.shape == (6, 4, 4)
-    assert right.shape == (6, 9, 4)
-    expected = np.linalg.svd(matrices, compute_uv=False)
-    np.testing.assert_allclose(singular, expected, rtol=0, atol=1e-13)
-    rebuilt = (left * singular[:, None, :]) @ right.mT
-    np.testing.assert_allclose(rebuilt, matrices, rtol=0, atol=1e-13)
+@DTYPES
+@pytest.mark.parametrize("d", [1, GRAM_BLOCK, 2 * GRAM_BLOCK + 1])
+def test_gram_is_the_symmetric_product(d, dtype):
+    rows = torch.from_numpy(draw((10, d), n_models=1)[0]).to(dtype)
+    product = gram(rows)
+    assert product.dtype == dtype
+    assert torch.equal(product, product.T)
+    np.testing.assert_allclose(
+        product, rows.T @ rows, rtol=0, atol=20 * torch.finfo(dtype).eps
+    )
 
 
 def test_fix_signs_makes_the_largest_entry_positive():

@@ -22,6 +22,8 @@ from skprobex import (
     ProbeXClassifier,
     ProbeXEmbedder,
     ProbeXRegressor,
+    open_models,
+    save_models,
 )
 from skprobex.baselines import WeightStatistics
 from skprobex.datasets import make_digit_jungle, make_model_tree
@@ -504,6 +506,22 @@ def test_a_tree_of_one_text_falls_back():
         experts = TreeExperts(estimator).fit(W, texts)
     assert experts.own_expert_.sum() == 1
     assert len(experts.predict(W)) == 60
+
+
+def test_experts_of_files(jungle, tmp_path):
+    save_models(tmp_path, jungle.layers)
+    models, Y = open_models(tmp_path), jungle.target
+    expected = TreeExperts(ProbeXClassifier(random_state=0), layer="hidden2.weight")
+    expected.fit(jungle.models[:100], Y[:100])
+    experts = clone(expected).fit(models[:100], Y[:100])
+    np.testing.assert_array_equal(experts.router_.labels_, expected.router_.labels_)
+    np.testing.assert_allclose(
+        experts.predict_proba(models[100:]),
+        expected.predict_proba(jungle.models[100:]),
+        atol=1e-5,
+    )
+    layer = TreeExperts(ProbeXClassifier()).fit(models["hidden2.weight"][:100], Y[:100])
+    assert np.mean(layer.predict(models["hidden2.weight"][100:]) == Y[100:]) > 0.9
 
 
 def test_experts_of_several_layers():

@@ -75,7 +75,8 @@ class LayerSearchCV(Saveable, MetaEstimatorMixin, BaseEstimator):
     memory : str, path-like, object with the joblib.Memory interface or None, \
 default=None
         Where each layer's results are kept: a search that was interrupted, started
-        again, goes on with the layers that are left.
+        again, goes on with the layers that are left. joblib keeps them as pickles:
+        take a folder that nobody else writes to.
     error_score : "raise" or float, default=np.nan
         Score of a fold whose fit failed.
     verbose : int, default=0

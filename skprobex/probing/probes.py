@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import torch
 
 from .deltas import RepeatedPasses, root_mean_square
-from .linalg import eigh_descending, fix_signs, qr
+from .linalg import eigh_descending, fix_signs, gram, qr
+from .spectral import rows, unrow
 from .views import MATRIX_VIEWS, View, scaled_singular, spectrum, symmetric_features
 
-# Sides wider than this are first projected to a subspace of as many dimensions.
-MIN_SUBSPACE = 256
+# Sides wider than this are first projected to a subspace of as many dimensions, or of
+# three times as many as probes. Measured on layers of 64 with 8 to 16 probes: as
+# accurate as the whole side; twice as many lose up to a point on LoRA layers.
+MIN_SUBSPACE = 192
 
 
 @dataclass
@@ -48,11 +51,11 @@ class ProbedView:
             return spectrum(factors, self.length, self.scale) / self.spread
         view = MATRIX_VIEWS[self.name]
         gain = view.gain(scaled_singular(factors, self.scale))  # (b, k)
-        left = self.left.T @ getattr(factors, view.left)  # (b, n_probes, k)
+        left = project(getattr(factors, view.left), self.left)  # (b, n_probes, k)
         if view.symmetric:
             probed = (left * gain[:, None, :]) @ left.mT
             return symmetric_features(probed) / self.spread
-        right = self.right.T @ getattr(factors, view.right)
+        right = project(getattr(factors, view.right), self.right)
         return ((left * gain[:, None, :]) @ right.mT).flatten(1) / self.spread
 
 
@@ -85,19 +88,18 @@ class SubspaceDeltas(RepeatedPasses):
         self.norms = []
         for factors in deltas:
             self.norms.append(factors.norms)
-            gain = loudness(factors.singular)[:, None, :]
+            gain = loudness(factors.singular).reshape(-1, 1)
             # In one order, so that the same seed draws the same matrices.
             for side in sorted(sides):
-                basis = getattr(factors, side)  # (b, d, k)
-                d = basis.shape[1]
+                vectors = rows(getattr(factors, side))  # (b * k, d)
+                d = vectors.shape[1]
                 if d <= width:
                     continue
                 if side not in tests:
                     test = torch.randn(d, width, generator=generator)
-                    tests[side] = test.to(basis.device, basis.dtype)
-                flat = (basis * gain).permute(1, 0, 2).flatten(1)  # (d, b * k)
-                seen = basis.permute(1, 0, 2).flatten(1).T @ tests[side]
-                sums[side] = sums.get(side, 0) + flat @ seen
+                    tests[side] = test.to(vectors.device, vectors.dtype)
+                seen = gain * (vectors @ tests[side])  # (b * k, width)
+                sums[side] = sums.get(side, 0) + vectors.T @ seen
         self.norms = torch.cat(self.norms)
         self.bases = {side: qr(total)[0] for side, total in sums.items()}
         self._deltas, self._unseen = deltas, {"left", "right"} - sides
@@ -105,7 +107,7 @@ class SubspaceDeltas(RepeatedPasses):
     def _compute(self):
         for factors in self._deltas:
             projected = {
-                side: basis.T @ getattr(factors, side)
+                side: project(getattr(factors, side), basis)
                 for side, basis in self.bases.items()
             }
             yield factors._replace(**projected, **dict.fromkeys(self._unseen))
@@ -207,6 +209,11 @@ def collect_features(deltas, probed):
     return collected
 
 
+def project(bases, basis):
+    """Coordinates of vectors ``(b, d, k)`` in a basis ``(d, m)``, ``(b, m, k)``."""
+    return unrow(rows(bases) @ basis, len(bases))
+
+
 def leading_eigenvectors(matrix, n_vectors):
     """Eigenvectors of the largest eigenvalues, signs fixed.
 
@@ -219,6 +226,5 @@ def leading_eigenvectors(matrix, n_vectors):
 
 
 def _second_moment(basis, gain):
-    """Sum of ``L g^2 L^T`` over a batch, as one matrix product."""
-    weighted = (basis * gain[:, None, :]).permute(1, 0, 2).flatten(1)  # (d, b * k)
-    return weighted @ weighted.T
+    """Sum of ``L g^2 L^T`` over a batch ``(b, d, k)``."""
+    return gram(rows(basis) * gain.reshape(-1, 1))

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .linalg import eigh_descending, fix_signs
+from .linalg import eigh_descending, fix_signs, gram
 
 
 class Penalty(NamedTuple):
@@ -135,8 +135,11 @@ class RidgePath:
 
     def _fitted(self, alphas):
         shrinkage = self.eigenvalues / (self.eigenvalues + alphas[:, None])
-        shrunk = shrinkage[:, :, None] * self._projected  # (n_alphas, r, n_targets)
-        return shrinkage, self.vectors @ shrunk / self._roots + self.target_mean
+        # All penalties side by side in one product, (r, n_alphas, n_targets).
+        shrunk = shrinkage.T[:, :, None] * self._projected[:, None, :]
+        fitted = (self.vectors @ shrunk.flatten(1)).unflatten(1, shrunk.shape[1:])
+        fitted = fitted / self._roots[:, :, None] + self.target_mean
+        return shrinkage, fitted.transpose(0, 1)
 
     def solve(self, alpha):
         """Solve for one penalty, or one for each target.
@@ -187,8 +190,8 @@ def centred_kernel(features, sample_weight=None):
     Tensor of shape (n_models, n_models)
     """
     shares, roots = _shares_and_roots(features, sample_weight)
-    centred = (features - shares @ features) * roots
-    return centred @ centred.T
+    centred = (features - shares @ features).mul_(roots)
+    return gram(centred.T)
 
 
 def _shares_and_roots(features, sample_weight):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .linalg import eigh_descending, qr, svd
+from .linalg import eigh_descending, qr
 
 # Directions kept per model of a large layer. Measured without power iteration: 48 give
 # .978 label accuracy where all give .980; 16 lose four points.
@@ -18,13 +18,29 @@ class SpectralFactors(NamedTuple):
     """Deltas as ``norms * left @ diag(singular) @ right.mT``.
 
     The decomposed deltas have unit Frobenius norm; a delta of zero has norm and
-    singular values zero.
+    singular values zero. `rows` takes the vectors of a whole batch without a copy where
+    each lies in one piece of memory, as `combine` leaves them.
     """
 
     norms: torch.Tensor  # (b,)
     left: torch.Tensor  # (b, d_out, k)
     singular: torch.Tensor  # (b, k), descending
     right: torch.Tensor  # (b, d_in, k)
+
+
+def combine(bases, coefficients):
+    """Products ``(b, d, m) @ (b, m, k)``, each column in one piece of memory."""
+    return (coefficients.mT @ bases.mT).mT
+
+
+def rows(basis):
+    """Vectors of a batch ``(b, d, k)``, one below the other, ``(b * k, d)``."""
+    return basis.mT.flatten(0, 1)
+
+
+def unrow(rows, n_models):
+    """Undo `rows`."""
+    return rows.unflatten(0, (n_models, -1)).mT
 
 
 def frobenius_norms(deltas):
@@ -79,7 +95,7 @@ def thin_svd(deltas, sketch):
         short, singular, rotation = _svd_by_gram(core)
         keep = slice(0, N_DIRECTIONS)
         singular, short = singular[:, keep], short[:, :, keep]
-        long = basis @ rotation[:, :, keep]
+        long = combine(basis, rotation[:, :, keep])
     left, right = (short, long) if wide else (long, short)
     return SpectralFactors(norms, left, singular, right)
 
@@ -87,8 +103,8 @@ def thin_svd(deltas, sketch):
 def thin_svd_of_product(B, A):
     """Decompose the products ``B @ A`` without forming them.
 
-    Through the QR decompositions of both factors; what is left is a matrix as small as
-    the rank.
+    Through the QR decomposition of the shorter factor: what its triangle makes of the
+    other one has the singular values of the product.
 
     Parameters
     ----------
@@ -100,16 +116,17 @@ def thin_svd_of_product(B, A):
     SpectralFactors
         Of r directions, with zeros where the rank is smaller.
     """
-    B, scale_b = _scale_to_one(B)
-    A, scale_a = _scale_to_one(A)
-    left_basis, left_core = qr(B)  # (b, d_out, r), (b, r, r)
-    right_basis, right_core = qr(A.mT)
-    core = left_core @ right_core.mT  # (b, r, r)
-    lengths = frobenius_norms(core)
-    core = core / lengths.clamp_min(_tiny(core))[:, None, None]
-    left, singular, right = svd(core)
-    norms = lengths * scale_b * scale_a
-    return SpectralFactors(norms, left_basis @ left, singular, right_basis @ right)
+    wide = B.shape[1] < A.shape[2]
+    factor, other = (B, A.mT) if wide else (A.mT, B)  # (b, short, r), (b, long, r)
+    basis, triangle = qr(factor)
+    triangle, scale = _scale_to_one(triangle)
+    tall = combine(other, triangle.mT)  # (b, long, min(short, r))
+    lengths = frobenius_norms(tall)
+    tall /= lengths.clamp_min(_tiny(tall))[:, None, None]
+    long, singular, rotation = _svd_by_gram(tall)
+    short = combine(basis, rotation)
+    left, right = (short, long) if wide else (long, short)
+    return SpectralFactors(lengths * scale, left, singular, right)
 
 
 def _svd_by_gram(tall):
@@ -120,7 +137,7 @@ def _svd_by_gram(tall):
     """
     eigenvalues, vectors = eigh_descending(tall.mT @ tall)
     singular = eigenvalues.clamp_min(0).sqrt()
-    products = tall @ vectors  # (b, long, k), columns of length `singular`
+    products = combine(tall, vectors)  # (b, long, k), columns of length `singular`
     lengths = singular.clamp_min(_floor(tall))
     return products / lengths[:, None, :], singular, vectors
 

@@ -122,4 +122,5 @@ def symmetric_features(matrices):
     rows, columns = torch.triu_indices(n, n, device=matrices.device)
     weights = torch.full_like(matrices[0, 0, :1], math.sqrt(2)).repeat(len(rows))
     weights[rows == columns] = 1.0
-    return matrices[:, rows, columns] * weights
+    # Several times as fast as indexing by rows and columns.
+    return matrices.flatten(1).index_select(1, rows * n + columns) * weights
