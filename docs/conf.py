@@ -2,6 +2,8 @@
 
 from importlib.metadata import version as installed_version
 
+from sphinx_gallery.sorting import ExplicitOrder
+
 project = "skprobex"
 author = "The skprobex developers"
 copyright = "2026, The skprobex developers"
@@ -29,6 +31,26 @@ numpydoc_show_class_members = False
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
+    # In the order in which a newcomer asks.
+    "within_subsection_order": ExplicitOrder(
+        [
+            f"plot_{name}.py"
+            for name in (
+                "quickstart",
+                "model_selection",
+                "views",
+                "importance",
+                "layers",
+                "hyperparameters",
+                "networks",
+                "files",
+                "trees",
+                "heritage",
+                "language",
+            )
+        ]
+        + ["*"]
+    ),
     "backreferences_dir": "generated/backreferences",
     "doc_module": ("skprobex",),
     "reference_url": {"skprobex": None},
