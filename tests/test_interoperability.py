@@ -250,7 +250,7 @@ def test_taken(name, kind, kinds):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name, kinds):
-    with pytest.raises((ValueError, TypeError), match="dim 3|2D|sample_weight"):
+    with pytest.raises((ValueError, TypeError), match=r"dim 3|2D|sample_weight"):
         REFUSED[name](kinds["array"], Answers)
 
 
