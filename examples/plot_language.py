@@ -81,24 +81,19 @@ for name, score, about in zip(found.names, found.scores, found.metadata, strict=
 # together, coloured by the colour in the name. A line joins an adapter and its name.
 
 import matplotlib.pyplot as plt
-from sklearn.manifold import TSNE
 
-T, Z = embedder.encode_text(labels), embedder.transform(models[unseen])
-tsne = TSNE(metric="cosine", init="random", perplexity=12, random_state=0)
-points = tsne.fit_transform(np.concatenate([T, Z]))
-own = points[np.searchsorted(labels, names[unseen])]
-color_of = dict(zip(names, jungle.attributes["color"], strict=True))
-colors = [color_of[text].replace("white", "lightgrey") for text in labels]
-colors += [color_of[text].replace("white", "lightgrey") for text in names[unseen]]
+from skprobex.inspection import TextSpaceDisplay
+
+colors = dict(zip(names, jungle.attributes["color"], strict=True))
+colors = {text: color.replace("white", "lightgrey") for text, color in colors.items()}
 
 fig, (left, right) = plt.subplots(
     1, 2, figsize=(10, 5), layout="constrained", width_ratios=[1.7, 1]
 )
-ends = np.stack([points[len(T) :], own], axis=1)  # (n_models, 2, 2)
-left.plot(*ends.transpose(2, 1, 0), color="0.8", linewidth=0.8, zorder=0)
-left.scatter(*points[: len(T)].T, c=colors[: len(T)], marker="x", s=60)
-left.scatter(*points[len(T) :].T, c=colors[len(T) :], s=25)
-left.set(title="adapters (dots) and texts (crosses)", xticks=[], yticks=[])
+TextSpaceDisplay.from_estimator(
+    embedder, models[unseen], names[unseen], colors=colors, ax=left
+)
+left.set(title="adapters (dots) and texts (crosses)")
 drawings = [draw_concept(m["concept"], 3, random_state=0) for m in found.metadata]
 grid = np.concatenate([np.concatenate(list(row), axis=1) for row in drawings])
 right.imshow(np.clip(grid, 0, 1))

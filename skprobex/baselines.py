@@ -168,7 +168,7 @@ class WeightStatistics(_Statistics):
 class SpectralStatistics(_Statistics):
     r"""Size, concentration and shape of a layer's singular values.
 
-    With singular values :math:`s_1 \ge s_2 \ge \dots` of a layer and their shares
+    With singular values :math:`s_1 \ge s_2 \ge \ldots` of a layer and their shares
     :math:`p_i = s_i^2 / \sum_j s_j^2`:
 
     - ``spectral_norm``, the largest, :math:`s_1`;

@@ -8,7 +8,8 @@ from scipy.stats import kurtosis
 
 from skprobex import ModelCollection
 from skprobex.datasets import make_digit_jungle
-from skprobex.inspection import ModelTreeDisplay, lay_out
+from skprobex.inspection import ModelTreeDisplay
+from skprobex.inspection._trees import lay_out
 from skprobex.trees import recover_heritage
 from skprobex.trees._arborescence import minimum_arborescence
 

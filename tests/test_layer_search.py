@@ -35,7 +35,8 @@ from skprobex import (
 from skprobex.baselines import WeightStatistics
 from skprobex.datasets import make_digit_jungle, make_model_tree
 from skprobex.exceptions import MissingLayerError
-from skprobex.inspection import LayerSearchDisplay, depth_and_kind
+from skprobex.inspection import LayerSearchDisplay
+from skprobex.inspection._layers import depth_and_kind
 from skprobex.layers import _evaluation
 from skprobex.probing.device import resolve_device
 from skprobex.weights._handles import LayerHandle

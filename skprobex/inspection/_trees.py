@@ -1,11 +1,9 @@
-"""Pictures of what was found; matplotlib is imported on first use."""
-
-import re
+"""Model Trees: dendrograms, and who descends from whom."""
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-__all__ = ["LayerSearchDisplay", "ModelTreeDisplay"]
+from ._axes import get_axes
 
 
 class ModelTreeDisplay:
@@ -116,7 +114,7 @@ class ModelTreeDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        ax = _axes(ax)
+        ax = get_axes(ax)
         colors = [f"C{number % 10}" for number in range(int(self.labels.max()) + 1)]
         if self.parents is None:
             self._plot_dendrogram(ax, colors)
@@ -151,10 +149,19 @@ class ModelTreeDisplay:
             if parent >= 0:
                 ax.plot(x[[parent, child]], y[[parent, child]], color="grey", zorder=1)
         ax.scatter(x, y, c=[colors[label] for label in self.labels], s=60, zorder=2)
+        has_children = np.isin(np.arange(len(x)), self.parents)
         for i, name in enumerate(self.names or []):
+            # Leaves stand close to each other: their names go below.
             ax.annotate(
-                str(name), (x[i], y[i]), xytext=(5, 3), textcoords="offset points"
+                str(name),
+                (x[i], y[i]),
+                xytext=(6, 4) if has_children[i] else (0, -6),
+                textcoords="offset points",
+                ha="left" if has_children[i] else "center",
+                va="bottom" if has_children[i] else "top",
+                fontsize="small",
             )
+        ax.margins(y=0.1)
         ax.set(ylabel="generation", xticks=[], yticks=np.unique(-y) * -1)
         ax.set_yticklabels([str(int(-tick)) for tick in ax.get_yticks()])
 
@@ -194,151 +201,3 @@ def lay_out(parents):
         if children[node]:
             x[node] = np.mean([x[child] for child in children[node]])
     return x, y
-
-
-class LayerSearchDisplay:
-    """Draw what each layer knows: its score, by its depth and kind.
-
-    A layer's depth is the first number that ends a word of its name, and its kind the
-    name without that number: ``"blocks.7.attention.weight"`` has depth 7, and is a
-    ``"blocks.*.attention.weight"``. Layers without a number are lines across.
-
-    Made by `from_estimator`.
-
-    Parameters
-    ----------
-    scores : dict of str to float
-        The score of each layer.
-    stds : dict of str to float, default=None
-        Their standard deviations over folds.
-
-    Attributes
-    ----------
-    ax_ : matplotlib.axes.Axes
-        Where it was drawn.
-    figure_ : matplotlib.figure.Figure
-        The figure of `ax_`.
-
-    See Also
-    --------
-    skprobex.LayerSearchCV : Finds the layer that knows.
-    skprobex.LayerFusion : Joins several.
-    """
-
-    def __init__(self, scores, *, stds=None):
-        self.scores = scores
-        self.stds = stds
-
-    @classmethod
-    def from_estimator(cls, estimator, *, ax=None):
-        """Draw the layer scores of a fitted estimator.
-
-        Parameters
-        ----------
-        estimator : estimator
-            Fitted, with ``layer_scores_``: a `LayerSearchCV`, a `LayerFusion`, or an
-            expert that was fitted on several layers.
-        ax : matplotlib.axes.Axes, default=None
-            Where to draw. None makes a figure.
-
-        Returns
-        -------
-        LayerSearchDisplay
-            Drawn.
-
-        Raises
-        ------
-        ValueError
-            If the estimator has no scores of layers.
-        """
-        check_is_fitted(estimator)
-        scores = getattr(estimator, "layer_scores_", None)
-        if scores is None:
-            raise ValueError(
-                f"This {type(estimator).__name__} has no layer_scores_: fit it on "
-                "several layers, a ModelCollection or a dict; a LayerSearchCV with "
-                "several metrics needs refit to name one."
-            )
-        stds = None
-        if hasattr(estimator, "cv_results_"):
-            metric = estimator.refit if estimator.multimetric_ else "score"
-            found = estimator.cv_results_[f"std_test_{metric}"]
-            stds = dict(zip(scores, found.tolist(), strict=True))
-        return cls(scores, stds=stds).plot(ax=ax)
-
-    def plot(self, ax=None):
-        """Draw.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Where to draw. None makes a figure.
-
-        Returns
-        -------
-        LayerSearchDisplay
-            The display itself, with `ax_` and `figure_`.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
-        ax = _axes(ax)
-        kinds = {}
-        for name in self.scores:
-            depth, kind = depth_and_kind(name)
-            kinds.setdefault(kind, []).append((depth, name))
-        for i, (kind, layers) in enumerate(kinds.items()):
-            color = f"C{i % 10}"
-            if layers[0][0] is None:
-                ax.axhline(self.scores[kind], color=color, linestyle="--", label=kind)
-                continue
-            depths, names = zip(*sorted(layers), strict=True)
-            ax.errorbar(
-                depths,
-                [self.scores[name] for name in names],
-                yerr=None if self.stds is None else [self.stds[n] for n in names],
-                color=color,
-                marker="o",
-                capsize=3,
-                label=kind,
-            )
-        ax.set(xlabel="depth", ylabel="score")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend(loc="best", fontsize="small")
-        self.ax_, self.figure_ = ax, ax.figure
-        return self
-
-
-def depth_and_kind(name):
-    """Divide a layer's name into its number and the rest.
-
-    Parameters
-    ----------
-    name : str
-
-    Returns
-    -------
-    depth : int or None
-        The first number that ends a word; None if there is none.
-    kind : str
-        The name with a star in its place.
-    """
-    found = re.search(r"[0-9]+(?![0-9A-Za-z])", name)
-    if found is None:
-        return None, name
-    return int(found.group()), f"{name[: found.start()]}*{name[found.end() :]}"
-
-
-def _axes(ax):
-    """Return the axes to draw in; make a figure if there are none."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            "Plotting needs matplotlib (pip install skprobex[plot])."
-        ) from error
-    if ax is None:
-        _, ax = plt.subplots(layout="constrained")
-    return ax

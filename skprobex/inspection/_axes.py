@@ -1,0 +1,14 @@
+"""Where Displays draw; matplotlib is imported on first use."""
+
+
+def get_axes(ax):
+    """Return the axes to draw in; make a figure if there are none."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "Plotting needs matplotlib (pip install skprobex[plot])."
+        ) from error
+    if ax is None:
+        _, ax = plt.subplots(layout="constrained")
+    return ax
