@@ -91,12 +91,7 @@ def check_numbers(y):
     -------
     ndarray of shape (n_models,) or (n_models, n_targets), float64
     """
-    y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
-    if y.ndim > 2:
-        raise ValueError(
-            f"y has shape {y.shape}: expected (n_models,) or (n_models, n_targets)."
-        )
-    return y
+    return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
 
 
 def standardize(y):
