@@ -55,11 +55,10 @@ def check_labels(y):
     """
     if issparse(y):
         y = y.toarray()
-    if np.ndim(y) and np.asarray(y).dtype == object:
-        y = np.asarray(y)
-        is_text = [isinstance(label, str) for label in y.ravel()]
-        if not all(is_text):
-            y = _as_numbers(y, is_text)
+    array = np.asarray(y)
+    if array.ndim and array.dtype == object:
+        is_text = [isinstance(label, str) for label in array.ravel()]
+        y = array if all(is_text) else _as_numbers(array, is_text)
     return check_array(y, ensure_2d=False, allow_nd=True, dtype=None, input_name="y")
 
 
@@ -92,12 +91,7 @@ def check_numbers(y):
     -------
     ndarray of shape (n_models,) or (n_models, n_targets), float64
     """
-    y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
-    if y.ndim > 2:
-        raise ValueError(
-            f"y has shape {y.shape}: expected (n_models,) or (n_models, n_targets)."
-        )
-    return y
+    return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
 
 
 def standardize(y):

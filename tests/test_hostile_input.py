@@ -48,6 +48,7 @@ from skprobex.datasets import (
 from skprobex.exceptions import MissingLayerError, WeightFileError
 from skprobex.metrics import mean_one_class_auc
 from skprobex.probing.views import VIEWS
+from skprobex.weights import DenseWeights
 
 N = 24
 W, y = make_model_tree(N, (8, 6), view="xtxu", random_state=0, return_X_y=True)
@@ -279,6 +280,11 @@ def test_odd_weights(case, estimator):
         assert np.isfinite(answer).all()
 
 
+def test_a_sum_that_overflows_is_not_infinity():
+    (batch,) = DenseWeights(np.full((2, 3, 4), 3e38, "f4")).batches("cpu")
+    assert torch.isfinite(batch).all()
+
+
 # Far from one: right answers where squares can be kept in range, else an error.
 FAR = {
     "1e30": np.float32(1e30) * W,
@@ -310,7 +316,6 @@ ONE_SCORE = {"estimator": ProbeXClassifier(alphas=[-1]), "error_score": np.nan}
 CODES = np.c_[y == 0, y == 1].astype(int)
 NAN_LABEL = np.where(y == 0, np.nan, y)
 MIXED = np.array(["a", 1] * 12, dtype=object)
-ZEROS = np.zeros_like(W)
 
 # (what is done, the error, a phrase of its message)
 REFUSED = {
@@ -488,6 +493,11 @@ REFUSED = {
         lambda: classifier(center=np.nan * W[0]),
         ValueError,
         "center contains NaN",
+    ),
+    "center, a scalar": (
+        lambda: classifier(center=torch.tensor(3.0)),
+        ValueError,
+        "got a scalar",
     ),
     "center, text": (
         lambda: classifier(center=[["a"]]),
@@ -733,6 +743,16 @@ REFUSED = {
         "factor B of W contains infinity: model 0",
     ),
     "complex factors": (lambda: LowRankWeights(B + 0j, A), ValueError, "Complex data"),
+    "complex tensors as factors": (
+        lambda: LowRankWeights(torch.from_numpy(B + 0j), torch.from_numpy(A)),
+        ValueError,
+        "Complex data",
+    ),
+    "low-rank, no copy": (
+        lambda: LowRankWeights(B, A).__array__(copy=False),
+        ValueError,
+        "without a copy",
+    ),
     "factors of text": (
         lambda: LowRankWeights(B.astype(str), A),
         TypeError,
@@ -767,6 +787,11 @@ REFUSED = {
     "layers, an array": (lambda: fusion(W), TypeError, "needs several layers"),
     "layers, an array to search": (lambda: search(W), TypeError, "several layers"),
     "layers, none": (lambda: fusion({}), ValueError, "W holds no layers"),
+    "layers, no weights": (
+        lambda: fusion({"a": W[:, 0, 0]}),
+        ValueError,
+        "W holds 1 layers, but none",
+    ),
     "layers, a number": (
         lambda: fusion({"a": W, "b": 3}),
         TypeError,
@@ -906,6 +931,16 @@ REFUSED = {
         "multiply all weights",
     ),
     "min_models": (lambda: experts(min_models=0), ValueError, "'min_models'"),
+    "embedders of too few": (
+        lambda: experts(
+            y=None,
+            estimator=ProbeXEmbedder(),
+            router=ModelTreeClustering(n_trees=3),
+            min_models=30,
+        ),
+        ValueError,
+        "fewer than min_models=30",
+    ),
     "no estimator": (lambda: experts(estimator="a"), ValueError, "'estimator'"),
     "no router": (lambda: experts(router="a"), ValueError, "'router'"),
     "experts on a missing layer": (
