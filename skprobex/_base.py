@@ -89,7 +89,15 @@ class BaseExpert(
         W = self._validate_weights(W, reset=False)
         device = resolve_device(self.device)
         expert = to_tensors(self.expert_, device)
-        return as_array(getattr(expert, method)(W, device))
+        outputs = as_array(getattr(expert, method)(W, device))
+        bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+        if len(bad):
+            raise ValueError(
+                f"What {type(self).__name__} computes of model {bad[0]} of W overflows "
+                f"{outputs.dtype}: its weights are far larger than those of fit. Check "
+                "that they are in the same unit."
+            )
+        return outputs
 
     def _start_fit(self, W):
         """Resolve what every fit needs: device, dtype, random numbers."""
@@ -194,8 +202,12 @@ class BaseExpert(
     def _check_alphas(self):
         if self.alphas is None:
             return DEFAULT_ALPHAS
-        alphas = np.asarray(self.alphas, dtype=float)
-        if alphas.ndim != 1 or not len(alphas) or not np.all(alphas > 0):
+        try:
+            alphas = np.asarray(self.alphas, dtype=float)
+        except (TypeError, ValueError):
+            alphas = np.empty(0)
+        is_positive = np.isfinite(alphas) & (alphas > 0)
+        if alphas.ndim != 1 or not len(alphas) or not is_positive.all():
             raise ValueError(
                 "alphas must be a non-empty list of positive numbers, got "
                 f"{self.alphas!r}."

@@ -258,6 +258,11 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
             weight_of = self.class_weight
             labels = codes if task == "multilabel" else classes[codes]
             sample_weight = compute_sample_weight(weight_of, labels)
+            if not (np.all(sample_weight >= 0) and 0 < sample_weight.sum() < np.inf):
+                raise ValueError(
+                    f"class_weight={weight_of!r}: weights must not be negative, NaN or "
+                    "infinite, nor all be zero."
+                )
         targets = to_signs(task, codes, len(classes))
         expert = self._fit_expert(
             W,

@@ -430,12 +430,15 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         if are_texts(y):
             y = np.asarray(check_texts(y, "y"))
             labels = None if np.isin(y, self.labels_).all() else np.unique(y)
-            return float(np.mean(self.predict(W, labels) == y))
-        y, labels = check_vectors(y, "y"), None
-        codes = self.text_space_.numbers_of(y)
-        if (codes < 0).any():
-            labels, codes = np.unique(y, axis=0, return_inverse=True)
-        return float(np.mean(self.predict(W, labels) == codes.reshape(-1)))
+        else:
+            vectors, labels = check_vectors(y, "y"), None
+            y = self.text_space_.numbers_of(vectors)
+            if (y < 0).any():
+                labels, y = np.unique(vectors, axis=0, return_inverse=True)
+                y = y.reshape(-1)
+        predicted = self.predict(W, labels)
+        check_consistent_length(predicted, y)
+        return float(np.mean(predicted == y))
 
     def _compare(self, W, labels):
         """Labels, and the similarities of models to them, ``(n_models, n_labels)``."""

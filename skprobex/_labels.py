@@ -1,5 +1,7 @@
 """What kind of targets these are, and the numbers that a solver fits."""
 
+from numbers import Number
+
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.preprocessing import LabelEncoder
@@ -22,9 +24,7 @@ def encode_labels(y, name):
     classes : ndarray of shape (n_classes,)
     codes : ndarray of int, shape (n_models,) or (n_models, n_labels)
     """
-    if issparse(y):
-        y = y.toarray()
-    y = check_array(y, ensure_2d=False, allow_nd=True, dtype=None, input_name="y")
+    y = check_labels(y)
     check_classification_targets(y)
     if type_of_target(y, input_name="y") == "multilabel-indicator":
         codes = (y > 0).astype(np.int64)
@@ -38,6 +38,42 @@ def encode_labels(y, name):
             f"{encoder.classes_[0]}. Add models that were trained on something else."
         )
     return "binary" if n_classes == 2 else "multiclass", encoder.classes_, codes
+
+
+def check_labels(y):
+    """Validate labels: finite, and all of them text, or all of them numbers.
+
+    Returns
+    -------
+    ndarray of shape (n_models,) or (n_models, n_labels)
+        Objects that are numbers have become such.
+
+    Raises
+    ------
+    TypeError
+        If y mixes types; the message names two models.
+    """
+    if issparse(y):
+        y = y.toarray()
+    if np.ndim(y) and np.asarray(y).dtype == object:
+        y = np.asarray(y)
+        is_text = [isinstance(label, str) for label in y.ravel()]
+        if not all(is_text):
+            y = _as_numbers(y, is_text)
+    return check_array(y, ensure_2d=False, allow_nd=True, dtype=None, input_name="y")
+
+
+def _as_numbers(y, is_text):
+    """Turn objects into numbers; name the first that is of another type."""
+    for i, label in enumerate(y.ravel()):
+        if is_text[i] is not is_text[0] or not isinstance(
+            label, (Number, np.bool_, str)
+        ):
+            raise TypeError(
+                f"y must hold text only, or numbers only, but it has {y.ravel()[0]!r} "
+                f"at 0 and {label!r} at {i}."
+            )
+    return np.array(y.tolist())
 
 
 def to_signs(task, codes, n_classes):
@@ -86,7 +122,12 @@ def encode_targets(y, name):
     task : one of ``probing.tasks.TASKS``
     targets : ndarray of shape (n_models, n_targets)
     """
-    if not issparse(y) and type_of_target(y, input_name="y").startswith("continuous"):
+    if y is None:
+        raise ValueError(
+            f"This {name} estimator requires y to be passed, but it is None."
+        )
+    y = check_labels(y)
+    if type_of_target(y, input_name="y").startswith("continuous"):
         targets, _, _ = standardize(check_numbers(y))
         return "regression", targets
     task, classes, codes = encode_labels(y, name)

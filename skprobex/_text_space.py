@@ -161,6 +161,11 @@ def are_texts(y):
     if isinstance(y, (str, bytes)) or y is None:
         return True
     y = list(y) if isinstance(y, (list, tuple)) else np.asarray(y)
+    if isinstance(y, np.ndarray) and y.dtype == object and y.ndim == 0:
+        raise TypeError(
+            f"Expected a list of texts, or an array of vectors, got a "
+            f"{type(y.item()).__name__}."
+        )
     if isinstance(y, np.ndarray) and y.dtype != object:
         return y.dtype.kind in "US"
     return len(y) == 0 or isinstance(y[0], (str, bytes)) or y[0] is None

@@ -12,6 +12,7 @@ from sklearn.linear_model import RidgeClassifierCV, RidgeCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from ._base import all_or_nothing
 from .io._persistence import Saveable
 from .probing.deltas import as_dense
 from .weights import validate_weights
@@ -30,6 +31,17 @@ def dense_batches(weights):
         yield as_dense(batch)
 
 
+def check_range(rows):
+    """Refuse what has left the range of its dtype; name the first model."""
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"The weights of model {bad[0]} of W are too large for {rows.dtype}: "
+            "divide all weights by one number, or pass float64."
+        )
+    return rows
+
+
 class _WeightsTransformer(
     Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
@@ -46,6 +58,7 @@ class _WeightsTransformer(
 class _Statistics(_WeightsTransformer):
     """Named numbers of each model by itself: nothing is learnt from the others."""
 
+    @all_or_nothing
     def fit(self, X, y=None):
         """Remember the shape of the layer.
 
@@ -82,8 +95,9 @@ class _Statistics(_WeightsTransformer):
         """
         check_is_fitted(self)
         weights = validate_weights(self, X, reset=False)
-        batches = dense_batches(weights)
-        return np.concatenate([self._describe(batch.numpy()) for batch in batches])
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows = [self._describe(batch.numpy()) for batch in dense_batches(weights)]
+        return check_range(np.concatenate(rows))
 
     def get_feature_names_out(self, input_features=None):
         """Name the statistics.
@@ -216,6 +230,9 @@ class SpectralStatistics(_Statistics):
 
 
 def _excess_kurtosis(flat):
+    largest = np.abs(flat).max(axis=1, keepdims=True)
+    # So that fourth powers stay in range.
+    flat = flat / np.where(largest > 0, largest, 1)
     mean = flat.mean(axis=1, keepdims=True)
     deviation = flat - mean
     std = np.sqrt((deviation**2).mean(axis=1, keepdims=True))
@@ -261,6 +278,7 @@ class FlatDeltas(_WeightsTransformer):
            [-0.5,  0.5,  0.5, -0.5]])
     """
 
+    @all_or_nothing
     def fit(self, X, y=None):
         """Learn the centre and the scale.
 
@@ -310,9 +328,10 @@ class FlatDeltas(_WeightsTransformer):
         rows = []
         for batch in dense_batches(weights):
             array = batch.numpy()
-            deltas = (array - self.center_.astype(array.dtype)) / self.scale_
+            with np.errstate(over="ignore", invalid="ignore"):
+                deltas = (array - self.center_.astype(array.dtype)) / self.scale_
             rows.append(deltas.reshape(len(deltas), -1))
-        return np.concatenate(rows)
+        return check_range(np.concatenate(rows))
 
 
 def make_dense_expert(task="classification", alphas=None):
@@ -362,4 +381,6 @@ def make_dense_expert(task="classification", alphas=None):
     if task not in ridges:
         raise ValueError(f"task must be one of {sorted(ridges)}, got {task!r}.")
     alphas = np.logspace(-4, 2, 13) if alphas is None else alphas
+    if not np.size(alphas):
+        raise ValueError("alphas is empty: expected one penalty at least.")
     return Pipeline([("deltas", FlatDeltas()), ("ridge", ridges[task](alphas=alphas))])

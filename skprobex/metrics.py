@@ -1,5 +1,7 @@
 """How well embeddings tell models apart, without a head trained on them."""
 
+from numbers import Integral
+
 import numpy as np
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
@@ -72,6 +74,10 @@ def mean_one_class_auc(
     check_consistent_length(Z_test, y_test)
     if detector not in _DETECTORS:
         raise ValueError(f"detector must be one of {_DETECTORS}, got {detector!r}.")
+    if not isinstance(n_neighbors, Integral) or n_neighbors < 1:
+        raise ValueError(
+            f"n_neighbors must be an integer of at least 1, got {n_neighbors!r}."
+        )
     scores = []
     for label in np.unique(y_train):
         is_other = y_test != label
@@ -82,6 +88,11 @@ def mean_one_class_auc(
                 "test embeddings. Add some, or leave the class out of y_train."
             )
         own = Z_train[y_train == label]
+        if detector == "mahalanobis" and len(own) < 2:
+            raise ValueError(
+                f"Class {label} has one training embedding, and detector='mahalanobis' "
+                "needs two: add some, or use detector='knn'."
+            )
         if detector == "knn":
             neighbors = NearestNeighbors(n_neighbors=min(n_neighbors, len(own)))
             distances = neighbors.fit(own).kneighbors(Z_test)[0].mean(axis=1)

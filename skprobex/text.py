@@ -54,6 +54,11 @@ def encode_texts(encoder, texts, prompt="{}"):
         )
     if isinstance(encoder, (str, os.PathLike)):
         encoder = _load(os.fspath(encoder))
+    if not hasattr(encoder, "encode") and not callable(encoder):
+        raise TypeError(
+            f"text_encoder is {encoder!r}: expected a name, a folder, an object with a "
+            "method encode, or a function from a list of texts to an array."
+        )
     if hasattr(encoder, "encode"):
         vectors = encoder.encode(filled, show_progress_bar=False)
     else:
@@ -84,6 +89,8 @@ def check_texts(texts, name="texts"):
     """
     if isinstance(texts, (str, bytes)):
         raise TypeError(f"{name} is one text: pass a list of them, [{texts!r}].")
+    if not np.iterable(texts):
+        raise TypeError(f"{name} is {texts!r}: expected a list of texts.")
     texts = list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):

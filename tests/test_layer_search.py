@@ -27,6 +27,7 @@ from skprobex import (
     LayerSearchCV,
     ModelCollection,
     ProbeXClassifier,
+    ProbeXEmbedder,
     ProbeXRegressor,
     open_models,
     save_models,
@@ -211,8 +212,11 @@ def test_prefilter_keeps_the_best(layers):
     for name, score in search.layer_scores_.items():
         assert score == expected.layer_scores_[name]
     assert not hasattr(search.set_params(prefilter=None).fit(W, y), "prefilter_scores_")
-    with pytest.raises(ValueError, match="pass y"):
+    with pytest.raises(ValueError, match="requires y to be passed"):
         make_search(prefilter=2).fit(W)
+    embedder = LayerSearchCV(ProbeXEmbedder(), prefilter=2, scoring=lambda *_: 0.0)
+    with pytest.raises(ValueError, match="pass y"):
+        embedder.fit(W)
 
 
 def test_prefilter_takes_integers_for_numbers_where_the_estimator_does(layers):

@@ -42,11 +42,19 @@ def save_models(folder, weights_by_layer, metadata=None, names=None):
     ValueError
         If layers, metadata and names differ in length, or a name leads out of the
         folder.
+    TypeError
+        If `weights_by_layer` is no dict, or if it or the metadata hold what cannot be
+        written.
 
     See Also
     --------
     open_models : Open them.
     """
+    if not isinstance(weights_by_layer, Mapping):
+        raise TypeError(
+            "weights_by_layer must be a dict of weights by layer name, got "
+            f"{type(weights_by_layer).__name__}."
+        )
     lengths = {layer: len(W) for layer, W in weights_by_layer.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(
@@ -63,19 +71,21 @@ def save_models(folder, weights_by_layer, metadata=None, names=None):
     if len(set(names)) != n_models:
         raise ValueError("names must differ: each is a file's.")
     paths = [_path(Path(folder), name) for name in names]
-    for i, (path, entry) in enumerate(zip(paths, metadata, strict=True)):
+    # All of it is checked before anything is written.
+    texts = [_as_text(entry) for entry in metadata]
+    for i, (path, text) in enumerate(zip(paths, texts, strict=True)):
         tensors = {}
         for layer, W in weights_by_layer.items():
             tensors.update(_tensors(layer, W, i))
         with replacing(path) as file:
-            file.write(save(tensors, _as_text(entry)))
+            file.write(save(tensors, text))
     return paths
 
 
 def _path(folder, name):
     parts = str(name).split("/")
     is_safe = all(part not in ("", ".", "..") for part in parts)
-    if not is_safe or any("\\" in part or ":" in part for part in parts):
+    if not is_safe or any(sign in str(name) for sign in "\\:\0"):
         raise ValueError(
             f"The name {name!r} is no file name: expected words, with slashes between "
             "them for subfolders."

@@ -25,8 +25,12 @@ def match_layers(known, wanted):
     if wanted is None:
         return known
     wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not wanted:
+        raise ValueError("layers is empty: name one at least, or None for all.")
     matched = set()
     for pattern in wanted:
+        if not isinstance(pattern, str):
+            raise TypeError(f"layers must hold names and patterns, got {pattern!r}.")
         # A name may hold brackets; it means itself first.
         found = [pattern] if pattern in known else []
         found = found or [name for name in known if fnmatchcase(name, pattern)]

@@ -9,7 +9,13 @@ from numbers import Integral, Real
 
 import numpy as np
 from scipy.stats import rankdata
-from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone, is_classifier
+from sklearn.base import (
+    BaseEstimator,
+    MetaEstimatorMixin,
+    clone,
+    is_classifier,
+    is_regressor,
+)
 from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import check_scoring, get_scorer
 from sklearn.model_selection import check_cv
@@ -211,6 +217,11 @@ default=None
                 "LayerSearchCV needs several layers, a ModelCollection or a dict of "
                 f"weights by layer name, got {type(W).__name__}. For one layer, fit "
                 f"the {type(self.estimator).__name__} itself."
+            )
+        if y is None and (is_classifier(self) or is_regressor(self)):
+            raise ValueError(
+                f"This {type(self).__name__} estimator requires y to be passed, but "
+                "the target y is None."
             )
         W = take_layers(W, match_layers(layer_names(W), self.layers))
         names = usable_layers(W)

@@ -33,11 +33,16 @@ def map_batches(function, weights, device, dtype, *constants):
     ------
     object
         What the function returned.
+
+    Raises
+    ------
+    torch.cuda.OutOfMemoryError
+        If the device has no memory for a single model.
     """
     n_workers = count_workers() if device.type == "cpu" else 1
     if n_workers == 1 or not hasattr(weights, "shards"):
         for batch in weights.batches(device, dtype):
-            yield function(batch, *constants)
+            yield from apply_in_parts(function, batch, constants)
         return
     # joblib shares large arrays between processes, and copies tensors.
     arrays = [
@@ -51,6 +56,39 @@ def map_batches(function, weights, device, dtype, *constants):
                 joblib.delayed(read_and_apply)(function, shard, dtype, arrays)
                 for shard in shards[start : start + n_ahead]
             )
+
+
+def apply_in_parts(function, batch, constants):
+    """Apply the function to a batch, or to halves of it where memory runs out.
+
+    Returns
+    -------
+    list
+        What the function returned of each part, in order.
+    """
+    n_models = len(batch[0]) if isinstance(batch, tuple) else len(batch)
+    try:
+        return [function(batch, *constants)]
+    except torch.cuda.OutOfMemoryError as error:
+        if n_models == 1:
+            raise torch.cuda.OutOfMemoryError(
+                f"{error} There is no room for one model: free the device's memory, "
+                "lower n_probes, or use device='cpu'."
+            ) from error
+    # Not in the handler, which holds on to what the function had allocated.
+    halves = slice(n_models // 2), slice(n_models // 2, None)
+    return [
+        result
+        for half in halves
+        for result in apply_in_parts(function, take(batch, half), constants)
+    ]
+
+
+def take(batch, models):
+    """Take some models of a batch of either kind."""
+    if isinstance(batch, tuple):
+        return type(batch)(*(factor[models] for factor in batch))
+    return batch[models]
 
 
 def read_and_apply(function, shard, dtype, arrays):

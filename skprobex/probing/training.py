@@ -241,6 +241,11 @@ def train(
                 optimizer.step()
                 epoch_loss = epoch_loss + batch_loss.detach() * len(index)
             history.losses.append(float(epoch_loss) / len(order))
+            if not math.isfinite(history.losses[-1]):
+                raise ValueError(
+                    f"The loss was not finite in epoch {len(history.losses)}: lower "
+                    "learning_rate_init."
+                )
             if progress is not None:
                 progress(history.losses[-1])
             current = history.losses[-1]
@@ -260,6 +265,11 @@ def train(
                 break
     except KeyboardInterrupt:
         history.interrupted = True
+    except torch.cuda.OutOfMemoryError as error:
+        raise torch.cuda.OutOfMemoryError(
+            f"{error} Lower batch_size ({batch_size}), n_probes or projection_dim, or "
+            "use device='cpu'."
+        ) from error
     if best_state is not None:
         network.load_state_dict(best_state)
     return history

@@ -62,9 +62,10 @@ def as_rows(rows, n_rows, embedder):
 
 def as_weights(W):
     """Turn a dict of layers into a collection; weights stay as they are."""
-    if isinstance(W, str) or not hasattr(W, "__len__"):
+    is_sequence = hasattr(W, "__len__") and hasattr(W, "__getitem__")
+    if isinstance(W, (str, bytes)) or not is_sequence:
         raise TypeError(
-            "Expected weights of shape (n_models, d_out, d_in), got a "
+            "Expected weights of shape (n_models, d_out, d_in), got "
             f"{type(W).__name__}."
         )
     return ModelCollection.from_layers(W) if isinstance(W, Mapping) else W

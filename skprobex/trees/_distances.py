@@ -7,7 +7,7 @@ import torch
 
 from ..probing.deltas import LowRankBatch, delta_norms
 from ..probing.device import as_array
-from ..probing.spectral import thin_svd_of_product
+from ..probing.spectral import frobenius_norms, thin_svd_of_product
 
 # Neighbours that a model's own way is measured against; see `own_ways`.
 # More of them reach into other branches where branches are small.
@@ -15,6 +15,8 @@ _N_NEIGHBOURS = 5
 _BLOCK = 1024
 # Singular values below this share of the largest are no direction of an adapter.
 _RANK_TOLERANCE = 1e-5
+# Squared distances between models of norms in between are far from float32's limits.
+_SMALLEST_NORM, _LARGEST_NORM = 1e-15, 1e18
 
 
 class Sketcher:
@@ -53,8 +55,10 @@ class Sketcher:
         rows, norms = [], []
         for batch in weights.batches(device):
             rows.append(as_array(self._project(batch).flatten(1)))
-            norms.append(as_array(_centred_square_norms(batch)))
-        return np.concatenate(rows), np.concatenate(norms).astype(np.float64)
+            norms.append(as_array(_centred_norms(batch)).astype(np.float64))
+        norms = np.concatenate(norms)
+        _check_size(norms)
+        return np.concatenate(rows), norms**2
 
     def _project(self, batch):
         B, A = batch if isinstance(batch, LowRankBatch) else (batch, None)
@@ -72,11 +76,23 @@ def _draw(k, d, generator):
     return torch.randn(k, d, generator=generator) / math.sqrt(k)
 
 
-def _centred_square_norms(batch):
+def _centred_norms(batch):
     if isinstance(batch, LowRankBatch):
-        return delta_norms(batch) ** 2
+        return delta_norms(batch)
     flat = batch.flatten(1)
-    return torch.linalg.vector_norm(flat - flat.mean(dim=1, keepdim=True), dim=1) ** 2
+    return frobenius_norms((flat - flat.mean(dim=1, keepdim=True))[:, None])
+
+
+def _check_size(norms):
+    """Refuse weights whose squared distances would leave the range of float32."""
+    largest = norms.argmax()
+    if norms[largest] < _LARGEST_NORM and not 0 < norms[largest] < _SMALLEST_NORM:
+        return
+    raise ValueError(
+        f"The weights of model {largest} have norm {norms[largest]:.1e}, the largest "
+        f"of all. Distances are computed for norms from {_SMALLEST_NORM:.0e} to "
+        f"{_LARGEST_NORM:.0e}: multiply all weights by one number."
+    )
 
 
 def squared_distances(F, G=None):

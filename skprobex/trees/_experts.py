@@ -18,9 +18,11 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .._base import all_or_nothing
-from .._sklearn import Interval, _fit_context
+from .._labels import check_labels
+from .._sklearn import HasMethods, Interval, _fit_context
+from ..exceptions import MissingLayerError
 from ..io._persistence import Saveable
-from ..weights import ModelCollection, holds_several
+from ..weights import ModelCollection, holds_several, layer_names
 from ._clustering import ModelTreeClustering
 from ._delegation import (
     ask,
@@ -116,8 +118,8 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
     """
 
     _parameter_constraints = {
-        "estimator": "no_validation",
-        "router": "no_validation",
+        "estimator": [HasMethods(["fit"])],
+        "router": [None, HasMethods(["fit", "predict"])],
         "min_models": [Interval(Integral, 1, None, closed="left")],
         "layer": [None, str],
     }
@@ -161,7 +163,9 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
         labels = np.asarray(router.labels_)
         if y is not None:
             check_consistent_length(labels, y)
-            if is_classifier(self) or is_regressor(self):
+            if is_classifier(self):
+                y = check_labels(y)
+            elif is_regressor(self):
                 y = check_array(
                     y, ensure_2d=False, allow_nd=True, dtype=None, input_name="y"
                 )
@@ -248,6 +252,11 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
                 return selected
             layers = getattr(self.router_, "layers_", None)
             layer = layers[tree] if self.layer is None and layers else self.layer
+            if layer not in layer_names(selected):
+                raise MissingLayerError(
+                    f"layer={layer!r}: W holds {list(layer_names(selected))[:5]}. Pass "
+                    "one that all models have, or layer=None for the router's."
+                )
             return selected[layer]
         return stack_models(selected) if isinstance(selected, list) else selected
 

@@ -11,6 +11,7 @@ from scipy.sparse import issparse
 from ..exceptions import MissingLayerError
 from ..weights import DenseWeights, ModelCollection, validate_weights
 from ..weights._collection import base_model
+from ..weights._dense import check_numeric
 
 
 class Form(NamedTuple):
@@ -106,7 +107,7 @@ def stack_models(models):
         else np.asarray(w)
         for w in models
     ]
-    return np.stack([np.asarray(w) for w in arrays])
+    return check_numeric(np.stack([np.asarray(w) for w in arrays]), "W")
 
 
 def _split_list(W, forms):

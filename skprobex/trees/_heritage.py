@@ -1,7 +1,7 @@
 """Who descends from whom within a Model Tree."""
 
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Real
 
 import numpy as np
 import torch
@@ -204,6 +204,11 @@ def recover_heritage(
     """
     device = resolve_device(device)
     random_state = check_random_state(random_state)
+    if not isinstance(direction_weight, Real) or not 0 <= direction_weight < np.inf:
+        raise ValueError(
+            "direction_weight must be a number of at least 0, got "
+            f"{direction_weight!r}."
+        )
     clustering = ModelTreeClustering(
         n_trees, layer=layer, device=device, random_state=0
     )
@@ -297,7 +302,10 @@ def _check_statistic(statistic, n_models):
                 f"{statistic!r}."
             )
         return None
-    values = np.array(statistic, dtype=float)
+    try:
+        values = np.array(statistic, dtype=float)
+    except (TypeError, ValueError):
+        values = np.full(np.shape(statistic), np.nan)
     if values.shape != (n_models,) or not np.isfinite(values).all():
         raise ValueError(
             f"statistic must be one finite number for each of {n_models} models, got "
@@ -311,11 +319,11 @@ def _check_roots(roots, labels):
     if roots is None:
         return {}
     found = {}
-    for root in [roots] if isinstance(roots, Integral) else roots:
-        if not 0 <= root < len(labels):
+    for root in np.atleast_1d(roots).tolist():
+        if type(root) is not int or not 0 <= root < len(labels):
             raise ValueError(
                 f"roots must be positions of models, from 0 to {len(labels) - 1}, got "
-                f"{root}."
+                f"{root!r}."
             )
         tree = int(labels[root])
         if tree in found:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from html import escape
 
 import numpy as np
+from scipy.sparse import issparse
 
 from ..exceptions import MissingLayerError
 from ._metadata import encode_labels
@@ -101,6 +102,8 @@ class ModelCollection:
             raise ValueError(
                 "layers must be a dict of weights by layer name, with one at least."
             )
+        for name, W in layers.items():
+            check_is_layer(name, W)
         layers = {
             str(name): W if hasattr(W, "shape") else np.asarray(W)
             for name, W in layers.items()
@@ -303,6 +306,8 @@ class ModelCollection:
         KeyError
             If there is no model or layer of a name.
         """
+        if on_missing not in ("raise", "drop"):
+            raise ValueError(f"on_missing={on_missing!r}: expected 'raise' or 'drop'.")
         positions = np.arange(len(self))
         if names is not None:
             names = [names] if isinstance(names, str) else list(names)
@@ -347,6 +352,16 @@ class ModelCollection:
             f"<b>ModelCollection</b>: {len(self)} models, {len(self.layers)} layers"
             "<table><tr><th>layer</th><th>shape</th><th>dtype</th><th>models</th></tr>"
             f"{rows}{more}</table>"
+        )
+
+
+def check_is_layer(name, W):
+    """Refuse what is no layer of several models."""
+    is_sequence = isinstance(W, (list, tuple)) or len(getattr(W, "shape", ())) > 0
+    if issparse(W) or not is_sequence:
+        raise TypeError(
+            f"Layer {name!r} is of type {type(W).__name__}: expected weights of shape "
+            "(n_models, d_out, d_in), dense or low-rank."
         )
 
 

@@ -1,11 +1,15 @@
 """Weights held in one array or tensor, read in batches."""
 
+import math
+
 import numpy as np
 import torch
 
 from ..probing.device import as_tensor
 
-# A batch this large keeps the matrix products busy and memory flat.
+# A batch of at least this size keeps the matrix products busy. glibc gives blocks from
+# 32 MiB on back to the system when they are freed; smaller ones it may keep, and a fit
+# of files was then seen to hold 250 MB or 840 MB, as luck would have it.
 BATCH_BYTES = 32 * 2**20
 
 
@@ -22,6 +26,8 @@ class DenseWeights:
     """
 
     is_low_rank = False
+    # What errors call it: one of several layers says which.
+    title = "Input W"
 
     def __init__(self, array):
         self.array = array
@@ -51,10 +57,10 @@ class DenseWeights:
         """
         dtype = dtype or self.compute_dtype
         n_models, d_out, d_in = self.lifted_shape
-        size = max(1, BATCH_BYTES // (d_out * d_in * dtype.itemsize))
+        size = math.ceil(BATCH_BYTES / (d_out * d_in * dtype.itemsize))
         for start in range(0, n_models, size):
             batch = as_tensor(self.array[start : start + size], dtype, device)
-            check_finite(batch, start)
+            check_finite(batch, start, self.title)
             yield batch.reshape(-1, d_out, d_in)
 
 
@@ -67,7 +73,29 @@ def compute_dtype(dtype):
     return torch.float64 if is_double else torch.float32
 
 
-def check_finite(batch, start, name="Input W"):
+def check_numeric(array, name):
+    """Refuse what holds no real numbers; objects that are numbers become such.
+
+    Returns
+    -------
+    ndarray
+        Of numbers or booleans.
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: fill or drop the masked weights.")
+    if array.dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: {name} holds complex numbers.")
+    if array.dtype.kind == "O":
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} holds objects that are no numbers.") from error
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} holds {array.dtype}: expected real numbers.")
+    return array
+
+
+def check_finite(batch, start, name):
     """Refuse NaN and infinity in a batch that begins with model `start`."""
     # A sum is finite unless an entry is not, or it overflows: then look closer.
     if torch.isfinite(batch.sum()):

@@ -13,10 +13,9 @@ import torch
 from ..exceptions import MissingLayerError
 from ..probing.deltas import LowRankBatch
 from ..probing.device import as_array
+from ._dense import BATCH_BYTES
 from ._handles import LayerHandle
 
-# As large as a batch in memory: products keep busy, memory stays flat.
-BATCH_BYTES = 32 * 2**20
 # Reading is waiting, mostly: more threads than cores.
 _N_THREADS = 8
 _N_NAMED = 5
@@ -186,7 +185,7 @@ class LayerWeights:
                 batch, reads = ahead.popleft()
                 for read in reads:
                     read.result()
-                _check_finite(handles, batch)
+                _check_finite(self.layer, handles, batch)
                 batch = [tensor.to(device) for tensor in batch]
                 yield LowRankBatch(*batch) if self.is_low_rank else batch[0]
                 # Let go of it before the next but one is made room for.
@@ -212,7 +211,7 @@ class LayerWeights:
         n_values = d_out * d_in
         if self.is_low_rank:
             n_values = (d_out + d_in) * max(h.spec.rank for h in self._handles)
-        size = max(1, BATCH_BYTES // max(1, n_values * dtype.itemsize))
+        size = math.ceil(BATCH_BYTES / max(1, n_values * dtype.itemsize))
         return [self[start : start + size] for start in range(0, len(self), size)]
 
     def _start_batch(self, handles, dtype, executor):
@@ -314,7 +313,7 @@ def _fill_low_rank(handle, up, down):
     down[: a.shape[0]] = a
 
 
-def _check_finite(handles, parts):
+def _check_finite(layer, handles, parts):
     # A sum is finite unless an entry is not, or it overflows: then look closer.
     if all(torch.isfinite(part.sum()) for part in parts):
         return
@@ -323,7 +322,7 @@ def _check_finite(handles, parts):
             if not torch.isfinite(part[i]).all():
                 kind = "NaN" if torch.isnan(part[i]).any() else "infinity"
                 raise ValueError(
-                    f"Input W contains {kind}: model {handle.name!r} in {handle.file}. "
-                    "Leave this model out, or save its weights again (float16 "
-                    "overflows above 65504)."
+                    f"Input W, layer {layer!r}, contains {kind}: model {handle.name!r} "
+                    f"in {handle.file}. Leave this model out, or save its weights "
+                    "again (float16 overflows above 65504)."
                 )

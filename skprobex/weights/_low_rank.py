@@ -1,11 +1,13 @@
 """LowRankWeights: LoRA layers as the factors they are stored as."""
 
+import math
+
 import numpy as np
 import torch
 
 from ..probing.deltas import LowRankBatch
 from ..probing.device import as_tensor
-from ._dense import BATCH_BYTES, check_finite, compute_dtype
+from ._dense import BATCH_BYTES, check_finite, check_numeric, compute_dtype
 
 
 class LowRankWeights:
@@ -37,7 +39,10 @@ class LowRankWeights:
     Raises
     ------
     ValueError
-        Factors that do not multiply; the message names the first model.
+        Factors that do not multiply, or a scale that is not finite; the message names
+        the first model.
+    TypeError
+        Factors that hold no real numbers.
 
     Notes
     -----
@@ -59,6 +64,8 @@ class LowRankWeights:
 
     ndim = 3
     is_low_rank = True
+    # What errors call it: one of several layers says which.
+    title = "W"
 
     def __init__(self, B, A, scale=1.0):
         B, A = _stack(B, A)
@@ -67,13 +74,21 @@ class LowRankWeights:
                 f"B of shape {tuple(B.shape)} and A of shape {tuple(A.shape)} do not "
                 "multiply: expected (n_models, d_out, r) and (n_models, r, d_in)."
             )
+        if not B.shape[2]:
+            raise ValueError(
+                "B and A have rank 0, so that every product is zero: expected a rank "
+                "of 1 at least."
+            )
         try:
             scale = np.broadcast_to(np.asarray(scale, dtype=float), (len(B),))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(
-                f"scale must be a number or one for each of {len(B)} models, got shape "
-                f"{np.shape(scale)}."
+                f"scale must be a number or one for each of {len(B)} models, got "
+                f"{type(scale).__name__} of shape {np.shape(scale)}."
             ) from error
+        if not np.isfinite(scale).all():
+            first = int(np.flatnonzero(~np.isfinite(scale))[0])
+            raise ValueError(f"scale of model {first} is {scale[first]}, not finite.")
         self.B, self.A, self.scale = B, A, scale
 
     @property
@@ -108,6 +123,11 @@ class LowRankWeights:
             return self[[key]].to_dense()[0]
         if not isinstance(key, slice):
             key = np.asarray(key)
+            if key.ndim != 1 or (key.size and key.dtype.kind not in "iub"):
+                raise IndexError(
+                    "Models are selected by an integer, a slice, a list of integers, "
+                    f"or a mask, got {key.dtype} of shape {key.shape}."
+                )
             key = key if key.dtype == bool else key.astype(np.intp)
         return LowRankWeights(self.B[key], self.A[key], self.scale[key])
 
@@ -158,15 +178,16 @@ class LowRankWeights:
         dtype = dtype or self.compute_dtype
         n_models, d_out, d_in = self.shape
         row = max(1, self.rank * (d_out + d_in)) * dtype.itemsize
-        size = max(1, BATCH_BYTES // row)
+        size = math.ceil(BATCH_BYTES / row)
         for start in range(0, n_models, size):
             part = slice(start, start + size)
             B = as_tensor(self.B[part], dtype, device)
             A = as_tensor(self.A[part], dtype, device)
             scale = as_tensor(self.scale[part], dtype, device)
-            check_finite(B, start, "factor B of W")
-            check_finite(A, start, "factor A of W")
-            yield LowRankBatch(B * scale[:, None, None], A)
+            B = B * scale[:, None, None]
+            check_finite(B, start, f"factor B of {self.title}")
+            check_finite(A, start, f"factor A of {self.title}")
+            yield LowRankBatch(B, A)
 
     @classmethod
     def concatenate(cls, parts):
@@ -221,5 +242,7 @@ def _stack(B, A):
 
 def _as_factor(factor):
     if isinstance(factor, torch.Tensor):
+        if factor.is_complex():
+            raise ValueError("Complex data not supported: a factor of W is complex.")
         return factor.detach()
-    return np.asarray(factor)
+    return check_numeric(np.asanyarray(factor), "a factor of W")

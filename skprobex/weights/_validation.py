@@ -1,5 +1,6 @@
 """Turn whatever a user passes as W into weights, or say what is wrong with it."""
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -12,8 +13,8 @@ from sklearn.utils import Bunch
 from sklearn.utils.validation import validate_data
 
 from ..exceptions import MissingLayerError, UnsupportedFormatError
-from ._collection import ModelCollection
-from ._dense import DenseWeights
+from ._collection import ModelCollection, check_is_layer
+from ._dense import DenseWeights, check_numeric
 from ._layer import LayerWeights
 from ._low_rank import LowRankWeights
 from ._several import SeveralLayers
@@ -98,6 +99,9 @@ def validate_layers(estimator, W, *, reset):
             validated[name] = validate_weights(own, layer, reset=reset)
         except (TypeError, ValueError) as error:
             raise type(error)(f"Layer {name!r}: {error}") from error
+        if hasattr(validated[name], "title"):  # weights in files name the layer
+            validated[name] = validated[name][:]
+            validated[name].title = f"layer {name!r}"
         shapes[name] = own.weight_shape_
     if reset:
         estimator.weight_shape_ = shapes
@@ -109,7 +113,11 @@ def validate_layers(estimator, W, *, reset):
 def usable_layers(W):
     """Names of the layers that all models have in one form; warn of the others."""
     usable, unusable = [], []
+    if not layer_names(W):
+        raise ValueError("W holds no layers: expected one at least.")
     for name in layer_names(W):
+        if isinstance(W, Mapping):
+            check_is_layer(name, W[name])
         try:
             n_axes = len(getattr(W[name], "shape", (0, 0)))
         except (MissingLayerError, UnsupportedFormatError):
@@ -190,9 +198,14 @@ def validate_weights(estimator, W, *, reset):
             )
         validate_data(estimator, W, skip_check_array=True, reset=reset)
     else:
+        if isinstance(W, (str, os.PathLike)):
+            raise TypeError(
+                f"W is {os.fspath(W)!r}: expected weights. open_models opens files, "
+                "and open_models(...)[layer] are their weights."
+            )
         _check_same_shapes(W)
         if isinstance(W, np.ma.MaskedArray):
-            raise TypeError("W is a masked array: fill or drop the masked weights.")
+            check_numeric(W, "W")
         W = validate_data(
             estimator,
             W,
@@ -203,6 +216,7 @@ def validate_weights(estimator, W, *, reset):
             ensure_all_finite=False,
             ensure_min_samples=2 if reset else 1,
         )
+        check_numeric(W, "W")
     if 0 in W.shape:
         raise ValueError(
             f"W has shape {tuple(W.shape)}: every axis needs at least one entry."
@@ -230,8 +244,11 @@ def check_weight_shape(array, weight_shape, name):
     """Lift one model's weights to ``(d_out, d_in)`` and compare with the layer's."""
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu().double().numpy()
-    array = np.asarray(array, dtype=float)
     expected = f"{name} must be one model's weights of shape {weight_shape}"
+    try:
+        array = np.asarray(array, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{expected}, got something else: {error}") from error
     if array.ndim < 1:
         raise ValueError(f"{expected}, got a scalar.")
     lifted = array.reshape(len(array), -1)
