@@ -28,6 +28,8 @@ default_role = "literal"
 
 autosummary_generate = True
 autodoc_typehints = "none"
+# Beside a page, methods without the name of their class.
+toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
 
 sphinx_gallery_conf = {

@@ -60,6 +60,7 @@ print(f"blank pixels: {blank.sum()}, their share {importance[blank].sum():.6f}")
 
 import matplotlib.pyplot as plt
 
+# sphinx_gallery_thumbnail_number = 2
 fig, axes = plt.subplots(2, 10, figsize=(12, 2.8), layout="constrained")
 for digit, (above, below) in enumerate(axes.T):
     mean = digits.images[digits.target == digit].mean(axis=0)
