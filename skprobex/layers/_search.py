@@ -2,13 +2,11 @@
 
 import os
 import time
-import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from numbers import Integral, Real
 
 import numpy as np
-from scipy.stats import rankdata
 from sklearn.base import (
     BaseEstimator,
     MetaEstimatorMixin,
@@ -16,7 +14,6 @@ from sklearn.base import (
     is_classifier,
     is_regressor,
 )
-from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import check_scoring, get_scorer
 from sklearn.model_selection import check_cv
 from sklearn.utils import get_tags
@@ -36,6 +33,7 @@ from ..weights import (
 )
 from ._evaluation import CrossValidation, QuickLook, map_layers
 from ._patterns import match_layers
+from ._results import tabulate, tell_failures
 
 
 def _estimator_has(method):
@@ -237,9 +235,9 @@ default=None
         work = CrossValidation(self.estimator, y, splits, scorers, self.error_score)
         found = self._map(work, W, names)
         results = [result for result, _, _ in found]
-        _tell_failures(names, found, len(splits))
+        tell_failures(names, found, len(splits))
         self.n_splits_ = len(splits)
-        self.cv_results_ = _tabulate(names, results, scorers)
+        self.cv_results_ = tabulate(names, results, scorers)
         if metric is not None:
             self._choose(metric, names)
         if self.refit:
@@ -455,47 +453,3 @@ def _check_same_models(W, names, y):
                 f"Layers and y must be of the same models, but layer {name!r} holds "
                 f"{len(W[name])} models, and {expected} are expected."
             )
-
-
-def _tell_failures(names, found, n_splits):
-    """Warn of layers on which fits failed; raise if all fits of all layers did."""
-    failed = [
-        (name, why)
-        for name, (_, n_failed, why) in zip(names, found, strict=True)
-        if n_failed
-    ]
-    if not failed:
-        return
-    name, why = failed[0]
-    message = (
-        f"Fits or scores failed on {len(failed)} of {len(names)} layers, the first of "
-        f"them {name!r}: {why}"
-    )
-    if all(n_failed == n_splits for _, n_failed, _ in found):
-        raise ValueError(f"{message} error_score='raise' shows where.")
-    warnings.warn(message, FitFailedWarning, stacklevel=5)
-
-
-def _tabulate(names, results, scorers):
-    """Arrange the folds' results as `GridSearchCV` does."""
-    table = {}
-    for key in ("fit_time", "score_time"):
-        times = np.array([result[key] for result in results])  # (n_layers, n_splits)
-        table[f"mean_{key}"], table[f"std_{key}"] = (
-            times.mean(axis=1),
-            times.std(axis=1),
-        )
-    table["param_layer"] = np.ma.array(names, dtype=object, mask=False)
-    table["params"] = [{"layer": name} for name in names]
-    for metric in scorers:
-        scores = np.array([result[f"test_{metric}"] for result in results])
-        for i, column in enumerate(scores.T):
-            table[f"split{i}_test_{metric}"] = column
-        means = scores.mean(axis=1)
-        table[f"mean_test_{metric}"] = means
-        table[f"std_test_{metric}"] = scores.std(axis=1)
-        # Layers without a score come last.
-        known = np.where(np.isnan(means), -np.inf, means)
-        ranks = rankdata(-known, method="min").astype(np.int32)
-        table[f"rank_test_{metric}"] = ranks
-    return table
