@@ -152,8 +152,13 @@ class LowRankWeights:
         ndarray of shape (n_models, d_out, d_in)
             The weights, as large as they would be dense.
         """
-        batches = self.batches(torch.device("cpu"))
-        return np.concatenate([batch.dense().numpy() for batch in batches])
+        dense = np.empty(self.shape, self.dtype)
+        start = 0
+        for B, A in self.batches(torch.device("cpu")):
+            part = torch.from_numpy(dense[start : start + len(B)])
+            torch.bmm(B, A, out=part)
+            start += len(B)
+        return dense
 
     def batches(self, device, dtype=None):
         """Yield the models in order, in batches of finite factors.
