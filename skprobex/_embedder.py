@@ -28,7 +28,7 @@ class ProbeXEmbedder(BaseProbeX):
     Fitted on models and texts that describe them, it embeds any model of the Model Tree
     and any text, so that models are named by words that no training model had
     (zero-shot), and found by a sentence (`ModelIndex`). The task is that of ProbeX
-    [1]_, section 5.
+    [1]_.
 
     With ``solver="ridge"``, a ridge predicts text vectors from the probed views of a
     layer, or of several (`LayerFusion`). The text vectors are centred and softly
@@ -144,8 +144,8 @@ default="sentence-transformers/all-MiniLM-L6-v2"
 
     Notes
     -----
-    What is tuned is the naming of unseen texts. It costs some accuracy on the texts of
-    training: to tell those apart and nothing else, `ProbeXClassifier` is better.
+    What is tuned is the naming of unseen texts, not the telling apart of those of
+    training, for which there is `ProbeXClassifier`.
 
     References
     ----------

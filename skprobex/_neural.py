@@ -109,17 +109,19 @@ class BaseProbeX(BaseExpert):
                 std, mean = (as_tensor(part, dtype, device) for part in target_scale)
                 warm_start.scale_outputs(1 / std, -mean / std)
         if "auto" in (views, normalize):
-            # The closed form chooses what is left to choose.
+            # The closed form chooses what is left to choose, and has centred W.
             closed_form |= {"views": views, "normalize": normalize}
             chosen = self._fit_closed_form(W, targets, task, **closed_form)
             views, normalize = chosen.view_names, chosen.normalize
             view_scores = chosen.view_scores
+            (opened,) = chosen.layers
+        else:
+            opened = self._open_layer(None, W, device, generator, dtype)
         validation = None
         if self.early_stopping:
             validation = self._split_validation(stratify, len(W), random_state)
         n_training = len(W) - (0 if validation is None else len(validation))
         default_width = task.vectors.shape[1] if is_naming else DEFAULT_N_COMPONENTS
-        deltas = self._open_layer(None, W, device, generator, dtype)
         with ProgressBar(
             self.verbose, type(self).__name__, self.max_iter, "epoch"
         ) as bar:
@@ -129,8 +131,8 @@ class BaseProbeX(BaseExpert):
                 "multiclass" if is_naming else task,
                 views=views,
                 normalize=normalize,
-                center=deltas.center,
-                sketch=deltas.sketch,
+                center=opened.center,
+                sketch=opened.sketch,
                 device=device,
                 n_probes=self._clip_probes(W),
                 projection_dim=self.projection_dim,

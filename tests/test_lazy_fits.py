@@ -118,6 +118,26 @@ def test_cross_validation_hands_out_handles(models, n_jobs):
     assert ProbeXClassifier().fit(train, y_train).score(test, y_test) > 0.8
 
 
+@pytest.mark.filterwarnings("ignore:The adam solver reached max_iter")
+def test_networks_do_not_centre_what_the_closed_form_has(models, tree, monkeypatch):
+    reads = []
+    batches = LayerWeights.batches
+
+    def count(self, *args, **kwargs):
+        reads.append(len(self))
+        return batches(self, *args, **kwargs)
+
+    monkeypatch.setattr(LayerWeights, "batches", count)
+    settings = {"solver": "adam", "max_iter": 1, "normalize": True, "random_state": 0}
+    W = models["dense.weight"]
+    ProbeXClassifier(views=("xu",), **settings).fit(W, tree[1])
+    fixed = len(reads)
+    reads.clear()
+    ProbeXClassifier(views="auto", **settings).fit(W, tree[1])
+    # Once more, for the closed form's decomposition; the mean is at hand.
+    assert len(reads) == fixed + 1
+
+
 def test_grid_search_in_two_processes(models, tree):
     grid = {"views": [("xu",), ("xtxu",)]}
     search = GridSearchCV(ProbeXClassifier(), grid, cv=2, n_jobs=2)

@@ -7,7 +7,7 @@ Text vectors t of the training labels are centred and softly whitened,
 with V and s the singular vectors and values of the centred labels. A ridge predicts
 the embedding of a model's label from its features, and a model gets the label of
 highest cosine, less a penalty on labels that are near to everything (CSLS; Conneau et
-al., 2018, equation 3). All strengths are chosen on labels that were left out whole, so
+al., 2018). All strengths are chosen on labels that were left out whole, so
 that what is tuned is the naming of the unseen.
 """
 
