@@ -1,10 +1,15 @@
 """Configuration of the documentation: ``sphinx-build -W -b html docs OUT``."""
 
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx_gallery.sorting import ExplicitOrder
+
+sys.path.insert(0, str(Path(__file__).parent))
+import speed_figures
 
 project = "skprobex"
 author = "The skprobex developers"
@@ -89,3 +94,4 @@ def visit_math(translator, node):
 def setup(app):
     """Register what is above with Sphinx."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+    app.connect("builder-inited", speed_figures.draw)

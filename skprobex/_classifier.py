@@ -33,7 +33,8 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
     views : "auto" or tuple of str, default="auto"
         Matrices computed from each delta: any of ``"xu"``, ``"xtu"``, ``"xtxu"``,
         ``"xxtu"``, ``"log_xtx"``, ``"log_xxt"`` and ``"spectrum"``. ``"auto"`` compares
-        single views and their sums by leave-one-out and keeps the best.
+        single views and their sums by leave-one-out, on 512 of the models at most, and
+        keeps the best.
     n_probes : int, default=64
         Probes per view and side (the paper's r_U); at most the dimension of the side.
     center : "auto", "mean", None or array-like of shape (d_out, d_in), default="auto"

@@ -13,7 +13,8 @@ from .device import solver_device
 from .fusion import as_blocks, best_blocks, fuse, in_order, keep_best
 from .naming import Naming, TextSide
 from .probes import ProbedView, fit_features
-from .ridge import RidgePath
+from .ridge import CholeskyRidge, RidgePath
+from .sampling import MAX_DECOMPOSED, Sample
 from .selection import (
     Ridges,
     candidate_views,
@@ -49,7 +50,12 @@ class ProbedLayer:
 
     def features(self, weights, device, dtype):
         """Compute the probed features, ``(n_models, n_features)``."""
-        deltas = DecomposedDeltas(weights, self.center, self.sketch, device, dtype)
+        return self.probe(
+            DecomposedDeltas(weights, self.center, self.sketch, device, dtype)
+        )
+
+    def probe(self, deltas):
+        """Compute the probed features of decomposed deltas."""
         return torch.cat(
             [
                 join([view.features(factors) for view in self.views], self.shares)
@@ -186,11 +192,16 @@ def fit_closed_form(
         sample_weight = sample_weight.to(solver, torch.float64)
 
     candidates = candidate_views(views, normalize)
-    blocks, names, view_scores, layer_scores = [], [], {}, {}
+    blocks, opened, view_scores, layer_scores = [], {}, {}, {}
+    sample = None
     for name, deltas in layers:
-        probed, features = fit_features(deltas, candidates, n_probes, generator)
-        ridges = Ridges(features, targets, task, alphas, sample_weight)
-        names.append(name)
+        if sample is None:
+            sample = Sample.draw(deltas, targets, task, sample_weight)
+        probed, features = fit_features(
+            sample.of(deltas), candidates, n_probes, generator
+        )
+        ridges = sample.ridges(features, alphas)
+        opened[name] = deltas
         found = as_blocks(name, deltas, candidates, probed, features)
         if name is None:
             search = search_views if views == "auto" else compare_normalizations
@@ -200,13 +211,22 @@ def fit_closed_form(
         chosen, scores = best_blocks(found, candidates, ridges, views == "auto")
         blocks = keep_best(blocks + chosen)
         view_scores[name], layer_scores[name] = scores, max(scores.values())
+        deltas.forget()
     else:
         features, kernels = zip(*((b.features, b.kernel) for b in blocks), strict=True)
-        ridges = Ridges(features, targets, task, alphas, sample_weight, list(kernels))
-        choice = in_order(fuse(blocks, ridges.fit, n_layers), blocks, names)
-    ridges.settle(choice)
+        ridges = sample.ridges(features, alphas, list(kernels))
+        choice = in_order(fuse(blocks, ridges.fit, n_layers), blocks, list(opened))
+    chosen = probed_layers(blocks, choice.members, choice.shares)
+    if sample.models is None:
+        ridges.settle(choice)
+        path, penalty = choice.path, choice.penalty
+    else:
+        features = [layer.probe(opened[layer.name]).to(targets) for layer in chosen]
+        path, penalty = sample.fit_all(
+            torch.cat(features, dim=1), targets, task, alphas, sample_weight
+        )
 
-    path, alpha, text_side = choice.path, choice.penalty.alpha, None
+    alpha, text_side = penalty.alpha, None
     if is_naming:
         text_side, alpha = task.tune(path, alphas)
         text_side = text_side.to(home, dtype)
@@ -223,7 +243,7 @@ def fit_closed_form(
         return None if tensor is None else tensor.to(home, dtype)
 
     return ClosedFormExpert(
-        layers=probed_layers(blocks, choice.members, choice.shares),
+        layers=chosen,
         feature_mean=settle(path.feature_mean),
         coef=settle(coef),
         intercept=settle(intercept),
@@ -231,7 +251,7 @@ def fit_closed_form(
         alpha=alpha,
         view_scores=view_scores,
         layer_scores=layer_scores,
-        loo_predictions=choice.penalty.predictions,
+        loo_predictions=penalty.predictions,
         text_side=text_side,
     )
 
@@ -262,7 +282,8 @@ def fit_unsupervised(layers, *, views, normalize, n_probes, n_components, genera
     no_targets = torch.zeros(len(features[0]), 0, dtype=torch.float64, device=solver)
     ridges = Ridges([b.features for b in blocks], no_targets, None, ())
     members = tuple(range(len(blocks)))
-    path = RidgePath(ridges.joined(members), no_targets)
+    ridge = RidgePath if len(no_targets) <= MAX_DECOMPOSED else CholeskyRidge
+    path = ridge(ridges.joined(members), no_targets)
     precision = 10 * torch.finfo(dtype).eps
     components = path.principal_directions(n_components, precision)
     shares = (1 / len(blocks),) * len(blocks)

@@ -5,7 +5,13 @@ from typing import NamedTuple
 import torch
 
 from .shards import map_batches
-from .spectral import frobenius_norms, thin_svd, thin_svd_of_product
+from .spectral import (
+    N_DIRECTIONS,
+    SpectralFactors,
+    frobenius_norms,
+    thin_svd,
+    thin_svd_of_product,
+)
 
 # Decomposed deltas are kept between passes up to this size, else computed again.
 CACHE_BYTES = 2**29
@@ -62,19 +68,28 @@ def mean_weights(weights, device, dtype):
 
 def sum_models(batch):
     """Sum a batch of either kind over its models, ``(d_out, d_in)``."""
+    first = batch[0]
     # MPS has no float64.
+    wide = first.dtype if first.device.type == "mps" else torch.float64
     if isinstance(batch, LowRankBatch):
-        wide = batch.B.dtype if batch.B.device.type == "mps" else torch.float64
         # One product sums all models: their ranks, side by side.
         B = batch.B.to(wide).permute(1, 0, 2).flatten(1)  # (d_out, b * r)
         return B @ batch.A.to(wide).flatten(0, 1)
-    wide = batch.dtype if batch.device.type == "mps" else torch.float64
-    return batch.sum(dim=0, dtype=wide)
+    # One by one: a sum that widens as it goes takes twenty times as long.
+    total = torch.zeros_like(first, dtype=wide)
+    for model in batch:
+        total += model
+    return total
 
 
 def decompose_models(batch, center, sketch):
     """Centre and decompose a batch of either kind."""
     return decompose(subtract(batch, center), sketch)
+
+
+def centred_norms(batch, center):
+    """Frobenius norms of a batch of either kind, once it is centred, ``(b,)``."""
+    return delta_norms(subtract(batch, center))
 
 
 def root_mean_square(norms):
@@ -88,8 +103,13 @@ def root_mean_square(norms):
 class RepeatedPasses:
     """Iterate over computed batches of tensors, once or many times.
 
-    What the first pass computed is kept up to `CACHE_BYTES`; beyond that, every pass
-    computes it again.
+    What the first pass computed is kept where all of it takes no more than
+    `CACHE_BYTES`; otherwise every pass computes it again.
+
+    Attributes
+    ----------
+    n_bytes : int
+        What all batches take.
     """
 
     _cache = None
@@ -98,20 +118,25 @@ class RepeatedPasses:
         """Yield the batches, named tuples of tensors (or None)."""
         raise NotImplementedError
 
+    @property
+    def is_kept(self):
+        return self.n_bytes <= CACHE_BYTES
+
     def __iter__(self):
         if self._cache is not None:
             yield from self._cache
-            return
-        cache, size = [], 0
-        for batch in self._compute():
-            size += sum(p.numel() * p.itemsize for p in batch if p is not None)
-            if size <= CACHE_BYTES:
+        elif not self.is_kept:
+            yield from self._compute()
+        else:
+            cache = []
+            for batch in self._compute():
                 cache.append(batch)
-            else:
-                cache = []
-            yield batch
-        if size <= CACHE_BYTES:
+                yield batch
             self._cache = cache
+
+    def forget(self):
+        """Let go of what was kept."""
+        self._cache = None
 
 
 class DecomposedDeltas(RepeatedPasses):
@@ -133,6 +158,66 @@ class DecomposedDeltas(RepeatedPasses):
     def __init__(self, weights, center, sketch, device, dtype, progress=None):
         self.weights, self.center, self.sketch = weights, center, sketch
         self.device, self.dtype, self.progress = device, dtype, progress
+
+    @property
+    def n_bytes(self):
+        n_models, d_out, d_in = self.weights.lifted_shape
+        if self.weights.is_low_rank and self.center is None:
+            n_directions = self.weights.rank
+        else:
+            n_directions = min(d_out, d_in)
+            if self.sketch is not None:
+                n_directions = min(n_directions, N_DIRECTIONS)
+        return n_models * n_directions * (d_out + d_in) * self.dtype.itemsize
+
+    def norms(self):
+        """Norms of all deltas, which are decomposed only where that is kept.
+
+        Returns
+        -------
+        Tensor of shape (n_models,)
+        """
+        if self.is_kept:
+            return torch.cat([factors.norms for factors in self])
+        parts = map_batches(
+            centred_norms, self.weights, self.device, self.dtype, self.center
+        )
+        return torch.cat(list(parts))
+
+    def take(self, models):
+        """Only some of the models.
+
+        Parameters
+        ----------
+        models : Tensor of int, shape (n_taken,)
+            Their positions, ascending.
+
+        Returns
+        -------
+        DecomposedDeltas
+        """
+        part = DecomposedDeltas(
+            self.weights[models.cpu().numpy()],
+            self.center,
+            self.sketch,
+            self.device,
+            self.dtype,
+        )
+        if self._cache is not None:
+            part._cache, start = [], 0
+            for factors in self._cache:
+                stop = start + len(factors.norms)
+                here = models[(models >= start) & (models < stop)] - start
+                part._cache.append(SpectralFactors(*(p[here] for p in factors)))
+                start = stop
+        return part
+
+    def forget(self):
+        """Let go of what was kept; what was not counted yet is counted."""
+        super().forget()
+        if self.progress is not None:
+            self.progress(len(self.weights))
+            self.progress = None
 
     def _compute(self):
         for factors in map_batches(

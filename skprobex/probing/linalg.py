@@ -9,11 +9,14 @@ from contextlib import nullcontext
 from functools import cache
 
 import torch
+from scipy.linalg import lapack
 from threadpoolctl import ThreadpoolController
 
 # Columns of a block of a symmetric product: wide enough for a fast product, and narrow
 # enough to leave out three eighths of one of 256 columns.
 GRAM_BLOCK = 64
+# Of the subspace iteration.
+N_OVERSAMPLES, N_ITERATIONS = 32, 2
 
 
 def eigh_descending(matrices):
@@ -51,6 +54,48 @@ def gram(rows):
         block = slice(start, start + GRAM_BLOCK)
         total[block, start:] = rows[:, block].T @ rows[:, start:]
     return total.triu() + total.triu(1).T
+
+
+def inverse_cholesky(matrix):
+    """Inverse of the lower Cholesky factor, in the memory of the matrix on a CPU.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (n, n)
+        Symmetric, positive definite.
+    """
+    if matrix.device.type != "cpu":
+        factor = torch.linalg.cholesky(matrix)
+        identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        return torch.linalg.solve_triangular(factor, identity, upper=False)
+    # LAPACK's inverse of a triangle takes a third of the operations. Its upper triangle
+    # by columns is the lower one by rows.
+    array = matrix.numpy().T
+    factor, _ = lapack.dpotrf(array, lower=0, overwrite_a=1)
+    inverse, _ = lapack.dtrtri(factor, lower=0, overwrite_c=1)
+    return torch.from_numpy(inverse.T)
+
+
+def leading_directions(rows, n_directions):
+    """Leading eigenvectors of ``rows.T @ rows``, by subspace iteration.
+
+    Halko, Martinsson & Tropp (2011), algorithm 4.4.
+
+    Returns
+    -------
+    eigenvalues : Tensor of shape (n_directions,)
+        Descending.
+    eigenvectors : Tensor of shape (p, n_directions)
+    """
+    p = rows.shape[1]
+    width = min(p, n_directions + N_OVERSAMPLES)
+    test = torch.randn(p, width, generator=torch.Generator().manual_seed(0))
+    basis = test.to(rows)
+    for _ in range(N_ITERATIONS):
+        basis = qr(rows.T @ (rows @ basis))[0]
+    seen = rows @ basis
+    eigenvalues, rotation = eigh_descending(seen.T @ seen)
+    return eigenvalues[:n_directions], (basis @ rotation)[:, :n_directions]
 
 
 def fix_signs(vectors):

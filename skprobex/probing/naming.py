@@ -135,6 +135,11 @@ class Naming:
         side = fit_text_side(vectors, DEFAULT_POWER, n_compared)
         self.embeddings = side.embed(vectors)
 
+    def take(self, models):
+        """Name only some of the models, ``(n_taken,)`` positions."""
+        numbers, labels = self.labels[models].unique(return_inverse=True)
+        return Naming(self.vectors[numbers], labels, self.n_components)
+
     @property
     def targets(self):
         """What the ridge predicts while views are compared."""

@@ -85,9 +85,13 @@ class SubspaceDeltas(RepeatedPasses):
         width = max(MIN_SUBSPACE, 3 * n_probes)
         loudness = View("log", "", "", logarithmic=True).gain
         tests, sums = {}, {}
-        self.norms = []
+        self.norms, self.n_bytes = [], 0
         for factors in deltas:
             self.norms.append(factors.norms)
+            for side in sides:
+                basis = getattr(factors, side)  # (b, d, k)
+                n_kept = min(width, basis.shape[1]) * len(basis) * basis.shape[2]
+                self.n_bytes += n_kept * basis.itemsize
             gain = loudness(factors.singular).reshape(-1, 1)
             # In one order, so that the same seed draws the same matrices.
             for side in sorted(sides):

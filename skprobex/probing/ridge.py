@@ -1,10 +1,22 @@
-"""Ridge regression with an intercept, and its exact leave-one-out predictions."""
+"""Ridge regression with an intercept, and its exact leave-one-out predictions.
 
+Minimises ``sum_i w_i (y_i - b - phi_i^T B)^2 + alpha |B|^2`` over B and b. `RidgePath`
+has the solutions for every penalty from one eigendecomposition, `CholeskyRidge` one
+after the other where that would take too long.
+"""
+
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
-from .linalg import eigh_descending, fix_signs, gram
+from .linalg import (
+    eigh_descending,
+    fix_signs,
+    gram,
+    inverse_cholesky,
+    leading_directions,
+)
 
 
 class Penalty(NamedTuple):
@@ -27,11 +39,59 @@ class Penalty(NamedTuple):
     error: float
 
 
-class RidgePath:
+class Ridge:
+    """What both ridges share: weights, centred features and targets.
+
+    Attributes
+    ----------
+    features : Tensor of shape (n_models, p)
+    targets : Tensor of shape (n_models, n_targets)
+    shares : Tensor of shape (n_models,)
+        Weights of the models, which sum to one.
+    """
+
+    def __init__(self, features, targets, sample_weight):
+        self.features = features
+        # The leverage of the intercept. Without it the left-out target leaks through
+        # the mean of the targets, and small penalties look perfect.
+        self.shares, self._roots = _shares_and_roots(targets, sample_weight)
+        self.set_targets(targets)
+
+    def set_targets(self, targets):
+        """Put other targets in the place of those of before, ``(n_models, ...)``."""
+        self.targets = targets
+        self.target_mean = self.shares @ targets
+
+    @property
+    def feature_mean(self):
+        return self.shares @ self.features
+
+    def _centred_features(self):
+        return (self.features - self.feature_mean) * self._roots
+
+    def _centred_targets(self):
+        return (self.targets - self.target_mean) * self._roots
+
+    def solve(self, alpha):
+        """Solve for one penalty, or one for each target.
+
+        Parameters
+        ----------
+        alpha : float or Tensor of shape (n_targets,)
+
+        Returns
+        -------
+        coef : Tensor of shape (n_targets, p)
+        intercept : Tensor of shape (n_targets,)
+        """
+        coef = self._dual(alpha).T @ self._centred_features()
+        return coef, self.target_mean - coef @ self.feature_mean
+
+
+class RidgePath(Ridge):
     """Ridge solutions for every penalty from one eigendecomposition.
 
-    Minimises ``sum_i w_i (y_i - b - phi_i^T B)^2 + alpha |B|^2`` over B and b, through
-    the smaller of the primal ``(p, p)`` and dual ``(n, n)`` matrices.
+    Through the smaller of the primal ``(p, p)`` and dual ``(n, n)`` matrices.
 
     Parameters
     ----------
@@ -45,11 +105,8 @@ class RidgePath:
     """
 
     def __init__(self, features, targets, sample_weight=None, kernel=None):
+        super().__init__(features, targets, sample_weight)
         n_models = len(targets)
-        self.features = features
-        # The leverage of the intercept. Without it the left-out target leaks through
-        # the mean of the targets, and small penalties look perfect.
-        self.shares, self._roots = _shares_and_roots(targets, sample_weight)
         if kernel is None and n_models <= features.shape[1]:
             kernel = centred_kernel(features, sample_weight)
         if kernel is not None:
@@ -62,21 +119,6 @@ class RidgePath:
         keep = eigenvalues > eigenvalues[0] * n_models * _eps(targets)
         self.eigenvalues = eigenvalues[keep]  # (r,)
         self.vectors = vectors[:, keep]  # (n_models, r)
-        self.set_targets(targets)
-
-    def set_targets(self, targets):
-        """Put other targets in the place of those of before, ``(n_models, ...)``."""
-        self.targets = targets
-        self.target_mean = self.shares @ targets
-        centred_targets = (targets - self.target_mean) * self._roots
-        self._projected = self.vectors.T @ centred_targets  # (r, n_targets)
-
-    @property
-    def feature_mean(self):
-        return self.shares @ self.features
-
-    def _centred_features(self):
-        return (self.features - self.feature_mean) * self._roots
 
     def leave_one_out(self, alphas):
         """Predict each model by the ridge fitted on all the others, exactly.
@@ -135,29 +177,18 @@ class RidgePath:
 
     def _fitted(self, alphas):
         shrinkage = self.eigenvalues / (self.eigenvalues + alphas[:, None])
+        projected = self.vectors.T @ self._centred_targets()  # (r, n_targets)
         # All penalties side by side in one product, (r, n_alphas, n_targets).
-        shrunk = shrinkage.T[:, :, None] * self._projected[:, None, :]
+        shrunk = shrinkage.T[:, :, None] * projected[:, None, :]
         fitted = (self.vectors @ shrunk.flatten(1)).unflatten(1, shrunk.shape[1:])
         fitted = fitted / self._roots[:, :, None] + self.target_mean
         return shrinkage, fitted.transpose(0, 1)
 
-    def solve(self, alpha):
-        """Solve for one penalty, or one for each target.
-
-        Parameters
-        ----------
-        alpha : float or Tensor of shape (n_targets,)
-
-        Returns
-        -------
-        coef : Tensor of shape (n_targets, p)
-        intercept : Tensor of shape (n_targets,)
-        """
+    def _dual(self, alpha):
         alpha = torch.as_tensor(alpha, dtype=self.eigenvalues.dtype)
         penalised = self.eigenvalues[:, None] + alpha.to(self.eigenvalues.device)
-        dual = self.vectors @ (self._projected / penalised)
-        coef = dual.T @ self._centred_features()
-        return coef, self.target_mean - coef @ self.feature_mean
+        projected = self.vectors.T @ self._centred_targets()  # (r, n_targets)
+        return self.vectors @ (projected / penalised)
 
     def principal_directions(self, n_components, precision):
         """Leading principal directions of the (weighted) features, signs fixed.
@@ -180,6 +211,56 @@ class RidgePath:
             return torch.zeros_like(self.features[:1])
         products = self.vectors[:, : len(leading)].T @ self._centred_features()
         return fix_signs(products / leading.sqrt()[:, None])
+
+
+class CholeskyRidge(Ridge):
+    """Ridge solutions for one penalty after the other, through the dual ``(n, n)``.
+
+    Each costs a Cholesky factorisation and an inverse triangle: for thousands of models
+    a fraction of an eigendecomposition.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n_models, p)
+    targets : Tensor of shape (n_models, n_targets)
+    sample_weight : Tensor of shape (n_models,), optional
+    """
+
+    def __init__(self, features, targets, sample_weight=None):
+        super().__init__(features, targets, sample_weight)
+        self._sample_weight, self._duals = sample_weight, {}
+
+    @cached_property
+    def _kernel(self):
+        return centred_kernel(self.features, self._sample_weight)
+
+    def leave_one_out(self, alphas):
+        """See `RidgePath.leave_one_out`."""
+        return torch.stack([self._leave_one_out(alpha.item()) for alpha in alphas])
+
+    def _leave_one_out(self, alpha):
+        penalised = self._kernel.clone()
+        penalised.diagonal().add_(alpha)
+        inverse = inverse_cholesky(penalised)
+        self._duals[alpha] = dual = inverse.T @ (inverse @ self._centred_targets())
+        # With G the inverse of K + alpha, the hat matrix is I - alpha G.
+        freedom = alpha * inverse.square().sum(dim=0) - self.shares
+        residuals = alpha * dual / freedom.clamp_min(_eps(dual))[:, None]
+        return self.targets - residuals / self._roots
+
+    def _dual(self, alpha):
+        columns = [self._duals[a.item()][:, t] for t, a in enumerate(alpha)]
+        return torch.stack(columns, dim=1)
+
+    def principal_directions(self, n_components, precision):
+        """Leading principal directions, by subspace iteration.
+
+        See `RidgePath.principal_directions`.
+        """
+        variances, directions = leading_directions(
+            self._centred_features(), n_components
+        )
+        return fix_signs(directions[:, variances > precision * variances[0]].T)
 
 
 def centred_kernel(features, sample_weight=None):

@@ -130,7 +130,11 @@ def choose_penalty(path, task, alphas):
     alphas = torch.as_tensor(alphas, dtype=path.targets.dtype).to(path.targets.device)
     if isinstance(task, Naming):
         return task.choose_penalty(path, alphas)
-    predictions = path.leave_one_out(alphas)
+    return penalty_of(path.leave_one_out(alphas), path, task, alphas)
+
+
+def penalty_of(predictions, path, task, alphas):
+    """Choose among leave-one-out predictions, ``(n_alphas, n_models, n_targets)``."""
     shares = path.shares
     if task == "regression":
         squares = (predictions - path.targets).square()
@@ -146,6 +150,7 @@ def choose_penalty(path, task, alphas):
     best = errors.argmin(dim=0)  # (n_targets,)
     columns = torch.arange(len(best), device=best.device)
     chosen = predictions[best, :, columns].T
+    alphas = torch.as_tensor(alphas, dtype=chosen.dtype, device=chosen.device)
     return Penalty(
         alphas[best],
         chosen,
@@ -169,6 +174,8 @@ def candidate_views(views, normalize):
 
 def search_views(candidates, fit):
     """Greedy forward selection: the best view, then whatever improves the sum most.
+
+    Nothing is added to a perfect score.
 
     Parameters
     ----------
@@ -195,7 +202,7 @@ def search_views(candidates, fit):
 
     best = try_all([(i,) for i in range(len(candidates))])
     pool = with_normalization(candidates, is_normalized(candidates, best.members))
-    while len(best.members) < MAX_JOINED_VIEWS:
+    while best.score < 1 and len(best.members) < MAX_JOINED_VIEWS:
         joined = try_all([(*best.members, i) for i in pool if i not in best.members])
         if joined is None or joined.rank <= best.rank:
             break

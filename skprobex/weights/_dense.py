@@ -23,23 +23,27 @@ class DenseWeights:
     array : ndarray or Tensor of shape (n_models, d_out, ...)
         The layer of each model. Axes after the second are flattened into d_in;
         without any, d_in is one.
+    models : ndarray of int, optional
+        Positions of the models that are meant, all if None.
     """
 
     is_low_rank = False
     # What errors call it: one of several layers says which.
     title = "Input W"
 
-    def __init__(self, array):
-        self.array = array
+    def __init__(self, array, models=None):
+        self.array, self.models = array, models
+        n_models = len(array) if models is None else len(models)
         d_in = int(np.prod(array.shape[2:], dtype=np.int64))
-        self.lifted_shape = (len(array), array.shape[1], d_in)
+        self.lifted_shape = (n_models, array.shape[1], d_in)
         self.compute_dtype = compute_dtype(array.dtype)
 
     def __len__(self):
         return self.lifted_shape[0]
 
     def __getitem__(self, index):
-        return DenseWeights(self.array[index])
+        models = np.arange(len(self)) if self.models is None else self.models
+        return DenseWeights(self.array, models[index])
 
     def batches(self, device, dtype=None):
         """Yield the models in order as finite tensors ``(b, d_out, d_in)``.
@@ -59,7 +63,10 @@ class DenseWeights:
         n_models, d_out, d_in = self.lifted_shape
         size = math.ceil(BATCH_BYTES / (d_out * d_in * dtype.itemsize))
         for start in range(0, n_models, size):
-            batch = as_tensor(self.array[start : start + size], dtype, device)
+            models = slice(start, start + size)
+            if self.models is not None:
+                models = self.models[models]
+            batch = as_tensor(self.array[models], dtype, device)
             check_finite(batch, start, self.title)
             yield batch.reshape(-1, d_out, d_in)
 

@@ -80,6 +80,13 @@ class LayerWeights:
         return (len(self._handles), d_out, math.prod(self._weight_shape[1:]))
 
     @property
+    def rank(self):
+        """Largest rank of low-rank layers; None of others."""
+        if not self.is_low_rank:
+            return None
+        return max(handle.spec.rank for handle in self._handles)
+
+    @property
     def nbytes(self):
         """Bytes of all that `load` reads."""
         _, d_out, d_in = self.lifted_shape
@@ -210,7 +217,7 @@ class LayerWeights:
         _, d_out, d_in = self.lifted_shape
         n_values = d_out * d_in
         if self.is_low_rank:
-            n_values = (d_out + d_in) * max(h.spec.rank for h in self._handles)
+            n_values = (d_out + d_in) * self.rank
         size = math.ceil(BATCH_BYTES / max(1, n_values * dtype.itemsize))
         return [self[start : start + size] for start in range(0, len(self), size)]
 

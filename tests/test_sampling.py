@@ -1,0 +1,296 @@
+"""Fits with many models: a sample compares the views, all of them are fitted."""
+
+import numpy as np
+import pytest
+import torch
+
+from skprobex import (
+    LayerFusion,
+    LowRankWeights,
+    ProbeXClassifier,
+    ProbeXEmbedder,
+    ProbeXRegressor,
+)
+from skprobex.datasets import make_model_tree
+from skprobex.probing import deltas as deltas_module
+from skprobex.probing import sampling
+from skprobex.probing.deltas import DecomposedDeltas
+from skprobex.probing.linalg import leading_directions
+from skprobex.probing.naming import Naming
+from skprobex.probing.ridge import CholeskyRidge, RidgePath
+from skprobex.probing.sampling import choose_models, climb
+from skprobex.probing.selection import choose_penalty
+from skprobex.weights import DenseWeights, _dense
+
+N_TRAIN, N_TEST = 90, 60
+ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+WEIGHTED = pytest.mark.parametrize("weighted", [False, True])
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Limits that ninety models exceed."""
+    monkeypatch.setattr(sampling, "MAX_COMPARED", 40)
+    monkeypatch.setattr(sampling, "MAX_DECOMPOSED", 60)
+
+
+def tree(task="classification", **settings):
+    return make_model_tree(
+        N_TRAIN + N_TEST,
+        (24, 20),
+        view="xtxu",
+        task=task,
+        dtype=np.float64,
+        random_state=0,
+        return_X_y=True,
+        **settings,
+    )
+
+
+# Which models
+
+
+def draw_norms(n_models=1000, n_classes=3):
+    rng = np.random.default_rng(0)
+    labels = rng.choice(n_classes, n_models, p=[0.9, 0.09, 0.01])
+    targets = 2.0 * torch.from_numpy(np.eye(n_classes)[labels]) - 1
+    return torch.from_numpy(rng.lognormal(size=n_models)), targets, labels
+
+
+def test_whatever_order_the_same_models_are_chosen():
+    norms, targets, _ = draw_norms()
+    norms[500:] = norms[:500].clone()  # pairs of one norm, told apart by their targets
+    targets[500:] = -targets[:500]
+    chosen = choose_models(200, norms, targets, "multilabel")
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    again = choose_models(200, norms[order], targets[order], "multilabel")
+    assert set(order[again].tolist()) == set(chosen.tolist())
+    assert len(chosen) <= 200
+    assert (chosen.diff() > 0).all()
+
+
+def test_chosen_models_spread_over_the_norms():
+    norms, targets, _ = draw_norms()
+    chosen = choose_models(100, norms, targets, "regression")
+    assert len(chosen) == 100
+    ranks = norms.argsort().argsort()[chosen].sort().values
+    np.testing.assert_allclose(ranks, np.arange(100) * 10 + 4.5, atol=0.5)
+
+
+def test_rare_classes_are_chosen_more_often():
+    norms, targets, labels = draw_norms()
+    chosen = labels[choose_models(300, norms, targets, "multiclass")]
+    counts = np.bincount(labels), np.bincount(chosen)
+    assert counts[1][2] == counts[0][2] > 5
+    assert counts[1][1] > 2 * 300 * counts[0][1] / 1000
+    assert counts[1][0] > 100
+
+
+def test_naming_some_of_the_models():
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(0, 12, 50))
+    vectors = torch.from_numpy(rng.standard_normal((12, 8)))
+    models = torch.tensor([3, 9, 20, 41])
+    part = Naming(vectors, labels, 3).take(models)
+    torch.testing.assert_close(part.vectors[part.labels], vectors[labels[models]])
+    assert part.n_components == 3
+    assert len(part.vectors) == len(labels[models].unique())
+
+
+# Deltas of some models
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("is_low_rank", [True, False])
+def test_taken_deltas_are_those_of_the_models(kept, is_low_rank, monkeypatch):
+    monkeypatch.setattr(deltas_module, "CACHE_BYTES", 2**20 if kept else 0)
+    monkeypatch.setattr(_dense, "BATCH_BYTES", 3000)
+    W, _ = tree()
+    models = torch.tensor([0, 1, 17, 30, 31, 88])
+    center = None if is_low_rank else torch.from_numpy(W.mean(axis=0))
+    weights = LowRankWeights(W[:, :, :5], W[:, :5]) if is_low_rank else DenseWeights(W)
+    arguments = None, torch.device("cpu"), torch.float64
+    deltas = DecomposedDeltas(weights, center, *arguments)
+    norms = deltas.norms()
+    expected = np.asarray(weights) if is_low_rank else W - W.mean(axis=0)
+    np.testing.assert_allclose(norms, np.linalg.norm(expected, axis=(1, 2)), atol=1e-10)
+    taken = list(deltas.take(models))
+    whole = list(deltas)
+    for name in ("norms", "singular"):
+        got = torch.cat([getattr(factors, name) for factors in taken])
+        want = torch.cat([getattr(factors, name) for factors in whole])[models]
+        torch.testing.assert_close(got, want)
+
+
+def test_some_of_an_array_are_not_copied():
+    W, _ = tree()
+    some = DenseWeights(W)[np.array([5, 3, 8])]
+    assert some.array is W
+    (batch,) = some[1:].batches(torch.device("cpu"))
+    np.testing.assert_array_equal(batch, W[[3, 8]])
+
+
+def test_what_is_forgotten_was_counted():
+    counts = []
+    arguments = None, None, torch.device("cpu"), torch.float64, counts.append
+    deltas = DecomposedDeltas(DenseWeights(tree()[0]), *arguments)
+    list(deltas.take(torch.arange(5)))
+    assert counts == []
+    deltas.forget()
+    deltas.forget()
+    assert sum(counts) == N_TRAIN + N_TEST
+
+
+# The ridge of many models
+
+
+def draw_ridge(weighted, n_models=30, n_features=50, n_targets=3):
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((n_models, n_features)) / n_features**0.5 + 2
+    targets = features[:, :n_targets] * 8 + rng.standard_normal((n_models, n_targets))
+    weight = torch.from_numpy(rng.uniform(0.2, 3, n_models)) if weighted else None
+    return torch.from_numpy(features), torch.from_numpy(targets), weight
+
+
+@WEIGHTED
+def test_one_penalty_after_the_other_is_the_path(weighted):
+    data = draw_ridge(weighted)
+    ridge, path = CholeskyRidge(*data), RidgePath(*data)
+    alphas = torch.tensor(ALPHAS, dtype=torch.float64)
+    np.testing.assert_allclose(
+        ridge.leave_one_out(alphas), path.leave_one_out(alphas), rtol=0, atol=1e-8
+    )
+    alpha = alphas[[0, 3, 5]]  # of each target
+    for got, expected in zip(ridge.solve(alpha), path.solve(alpha), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-8)
+
+
+@WEIGHTED
+@pytest.mark.parametrize("n_components", [4, 200])
+def test_principal_directions_by_iteration(weighted, n_components):
+    features, targets, weight = draw_ridge(weighted)
+    features = features * torch.linspace(3, 0.1, 50, dtype=torch.float64) ** 3
+    got, expected = (
+        ridge(features, targets, weight).principal_directions(n_components, 1e-12)
+        for ridge in (CholeskyRidge, RidgePath)
+    )
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got[:4], expected[:4], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(got @ got.T, np.eye(len(got)), rtol=0, atol=1e-8)
+
+
+def test_leading_directions_of_few():
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((100, 6)))
+    eigenvalues, vectors = leading_directions(rows, 6)
+    np.testing.assert_allclose(rows.T @ rows @ vectors, vectors * eigenvalues)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_climbing_ends_where_leave_one_out_says(task):
+    features, signal, _ = draw_ridge(False, n_models=60, n_features=20)
+    rng = np.random.default_rng(1)
+    # Each target has a noise, so a penalty, of its own.
+    noise = torch.from_numpy(rng.standard_normal((60, 3)) * [0.01, 1, 30])
+    targets = 10 * features[:, :3] + noise
+    if task == "multilabel":
+        targets = (signal - signal.mean(dim=0)).sign()
+    ridge = CholeskyRidge(features, targets)
+    best = choose_penalty(RidgePath(features, targets), task, ALPHAS)
+    start = RidgePath(features[::2], targets[::2])
+    begin = choose_penalty(start, task, ALPHAS)
+    penalty = climb(ridge, task, ALPHAS[::-1], start)
+    assert ((penalty.alpha == best.alpha) | (penalty.alpha >= begin.alpha)).all()
+    same = penalty.alpha == best.alpha
+    if task == "regression":
+        assert same.sum() >= 2
+        assert len(penalty.alpha.unique()) > 1
+    got, expected = penalty.predictions[:, same], best.predictions[:, same]
+    torch.testing.assert_close(got, expected)
+
+
+# Whole fits
+
+
+@pytest.mark.parametrize("limit", [60, 200])
+@pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
+def test_a_sampled_fit_is_nearly_as_good(few, task, limit, monkeypatch):
+    monkeypatch.setattr(sampling, "MAX_DECOMPOSED", limit)
+    W, y = tree(task)
+    expert = ProbeXRegressor() if task == "regression" else ProbeXClassifier()
+    train, test = slice(N_TRAIN), slice(N_TRAIN, None)
+    sampled = expert.fit(W[train], y[train]).score(W[test], y[test])
+    monkeypatch.setattr(sampling, "MAX_COMPARED", 512)
+    full = expert.fit(W[train], y[train]).score(W[test], y[test])
+    assert sampled > full - 0.05
+    assert full > 0.8
+
+
+def test_the_ridge_of_a_sampled_fit_sees_all_models(few):
+    """With the views fixed and probes for every dimension, sampling changes nothing."""
+    W, y = tree()
+    settings = {"views": ("xtxu",), "normalize": True, "alphas": [0.5]}
+    sampled = ProbeXClassifier(**settings).fit(W, y)
+    sampling.MAX_COMPARED = 512  # put back by the fixture
+    full = ProbeXClassifier(**settings).fit(W, y)
+    np.testing.assert_allclose(
+        sampled.decision_function(W), full.decision_function(W), rtol=0, atol=1e-4
+    )
+
+
+def fit_classifier(W, y, at):
+    return ProbeXClassifier(random_state=0).fit(W, y)
+
+
+def fit_weighted(W, y, at):
+    clf = ProbeXClassifier(random_state=0, class_weight=[{0: 1, 1: 3}] * y.shape[1])
+    return clf.fit(W, y)
+
+
+def fit_fusion(W, y, at):
+    layers = {"a": W, "b": np.ascontiguousarray(W[:, ::-1, :7])}
+    return LayerFusion(random_state=0).fit(layers, y)
+
+
+def fit_embedder(W, y, at):
+    vectors = np.random.default_rng(0).standard_normal((N_TRAIN + N_TEST, 6))
+    return ProbeXEmbedder(random_state=0).fit(W, vectors[at // 2])
+
+
+def fit_unsupervised(W, y, at):
+    return ProbeXEmbedder(random_state=0, n_components=4).fit(W)
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [fit_classifier, fit_weighted, fit_fusion, fit_embedder, fit_unsupervised],
+)
+def test_the_order_of_many_models(fit, few):
+    W, y = tree("multilabel")
+    at = np.arange(len(W))
+    order = np.random.default_rng(0).permutation(len(W))
+    query = {"a": W, "b": W[:, ::-1, :7]} if fit is fit_fusion else W
+    expected = fit(W, y, at).transform(query)
+    got = fit(W[order], y[order], order).transform(query)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-8)
+
+
+def test_layers_are_forgotten_once_compared(few, monkeypatch):
+    kept = []
+    forget = DecomposedDeltas.forget
+
+    def record(self):
+        forget(self)
+        kept.append(self._cache)
+
+    monkeypatch.setattr(DecomposedDeltas, "forget", record)
+    W, y = tree()
+    fit_fusion(W, y, None)
+    assert kept == [None, None]
+
+
+def test_progress_counts_every_model_once(few, capsys):
+    W, y = tree()
+    ProbeXClassifier(verbose=1).fit(W, y)
+    assert f"{len(W)}/{len(W)}" in capsys.readouterr().err
+    LayerFusion(verbose=1).fit({"a": W, "b": W[:, :5]}, y)
+    assert f"{2 * len(W)}/{2 * len(W)}" in capsys.readouterr().err
