@@ -6,7 +6,6 @@ from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils.parallel import Parallel, delayed
 
@@ -29,7 +28,9 @@ from ._nearest import append_rows, make_cells, nearest
 from ._result import SearchResult
 
 # Which models to look among.
-Where: TypeAlias = Mapping[str, Any] | Callable[[dict[str, Any]], Any] | ArrayLike
+Where: TypeAlias = (
+    Mapping[str, Any] | Callable[[dict[str, Any]], Any] | Sequence[bool] | np.ndarray
+)
 
 
 class ModelIndex(Saveable, BaseEstimator):
