@@ -1,13 +1,15 @@
 """What all experts share: parameters, the closed form, fitted attributes, tags."""
 
 import warnings
+from collections.abc import Callable
 from functools import wraps
 from numbers import Integral
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ._progress import ProgressBar
@@ -19,13 +21,15 @@ from .probing.device import as_array, as_tensor, make_generator, resolve_device
 from .probing.spectral import draw_sketch
 from .probing.state import to_tensors
 from .probing.views import VIEWS
-from .weights import SeveralLayers, check_weight_shape, validate_layers
+from .weights import SeveralLayers, WeightsLike, check_weight_shape, validate_layers
 
 DEFAULT_ALPHAS = tuple(np.logspace(-4, 3, 15).tolist())
 DEFAULT_N_PROBES = 64
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
-def all_or_nothing(fit):
+
+def all_or_nothing(fit: _Method) -> _Method:
     """Make a failed fit leave the estimator as it was."""
 
     @wraps(fit)
@@ -38,7 +42,7 @@ def all_or_nothing(fit):
             vars(self).update(before)
             raise
 
-    return wrapper
+    return cast(_Method, wrapper)
 
 
 class BaseExpert(
@@ -46,7 +50,7 @@ class BaseExpert(
 ):
     """Fit one expert on one Model Tree, in closed form; W is one layer or several."""
 
-    _parameter_constraints = {
+    _parameter_constraints: dict[str, Any] = {
         "views": [StrOptions({"auto"}), tuple, list],
         "n_probes": [Interval(Integral, 1, None, closed="left")],
         "center": [
@@ -64,7 +68,7 @@ class BaseExpert(
         "verbose": ["verbose"],
     }
 
-    def transform(self, W):
+    def transform(self, W: WeightsLike) -> np.ndarray:
         """Represent models as the expert sees them, before its head.
 
         Parameters
@@ -175,7 +179,7 @@ class BaseExpert(
         self.probes_ = expert.probes
         self._n_features_out = expert.n_components
         for name in ("layers_", "layer_scores_"):
-            vars(self).pop(name, None)  # of a fit before, on several layers
+            self.__dict__.pop(name, None)  # of a fit before, on several layers
         if isinstance(self.weight_shape_, dict):
             self.layers_ = [layer.name for layer in expert.layers]
             self.layer_scores_ = expert.layer_scores
@@ -252,7 +256,7 @@ class BaseExpert(
         center = check_weight_shape(center, layer.lifted_shape[1:], "center")
         return as_tensor(center, dtype, device)
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = True
         tags.input_tags.three_d_array = True

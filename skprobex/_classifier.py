@@ -1,9 +1,13 @@
 """ProbeXClassifier."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin
-from sklearn.utils import check_consistent_length
+from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.class_weight import compute_sample_weight
 
 from ._base import all_or_nothing
@@ -11,6 +15,8 @@ from ._calibration import fit_log_odds
 from ._labels import encode_labels, to_signs
 from ._neural import BaseProbeX
 from ._sklearn import StrOptions, _fit_context
+from ._typing import Center, ClassWeight, Device, RandomState, Self, Views
+from .weights import WeightsLike
 
 
 class ProbeXClassifier(ClassifierMixin, BaseProbeX):
@@ -166,32 +172,35 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         "class_weight": [StrOptions({"balanced"}), dict, list, None],
     }
 
+    classes_: np.ndarray
+    _task: str
+
     def __init__(
         self,
         *,
-        views="auto",
-        n_probes=64,
-        center="auto",
-        normalize="auto",
-        solver="ridge",
-        alphas=None,
-        class_weight=None,
-        n_components=128,
-        projection_dim=128,
-        standardize=True,
-        learning_rate_init=1e-3,
-        max_iter=200,
-        batch_size="auto",
-        alpha=1e-5,
-        early_stopping=False,
-        validation_fraction=0.1,
-        n_iter_no_change=10,
-        tol=1e-4,
-        warm_start=False,
-        device="auto",
-        random_state=None,
-        verbose=0,
-    ):
+        views: Views = "auto",
+        n_probes: int = 64,
+        center: Center = "auto",
+        normalize: bool | Literal["auto"] = "auto",
+        solver: Literal["ridge", "adam"] = "ridge",
+        alphas: Sequence[float] | np.ndarray | None = None,
+        class_weight: ClassWeight = None,
+        n_components: int | None = 128,
+        projection_dim: int = 128,
+        standardize: bool = True,
+        learning_rate_init: float = 1e-3,
+        max_iter: int = 200,
+        batch_size: int | Literal["auto"] = "auto",
+        alpha: float = 1e-5,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        device: Device = "auto",
+        random_state: RandomState = None,
+        verbose: int = 0,
+    ) -> None:
         self.views = views
         self.n_probes = n_probes
         self.center = center
@@ -217,7 +226,7 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @all_or_nothing
-    def fit(self, W, y):
+    def fit(self, W: WeightsLike, y: ArrayLike) -> Self:
         """Fit the expert.
 
         Parameters
@@ -281,7 +290,7 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         self._publish(expert, *calibration)
         return self
 
-    def decision_function(self, W):
+    def decision_function(self, W: WeightsLike) -> np.ndarray:
         """Compute log-odds: positive where a label is predicted.
 
         Parameters
@@ -298,7 +307,7 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         outputs = self._run_expert(W, "predict")
         return outputs[:, 0] if self._task == "binary" else outputs
 
-    def predict(self, W):
+    def predict(self, W: WeightsLike) -> np.ndarray:
         """Predict the label, or labels, of each model.
 
         Parameters
@@ -318,7 +327,7 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
             return self.classes_[(decisions > 0).astype(np.int64)]
         return self.classes_[decisions.argmax(axis=1)]
 
-    def predict_proba(self, W):
+    def predict_proba(self, W: WeightsLike) -> np.ndarray:
         """Predict probabilities.
 
         With ``solver="ridge"`` they are calibrated on the leave-one-out decision values
@@ -343,7 +352,7 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
             return np.column_stack([expit(-decisions), expit(decisions)])
         return softmax(decisions, axis=1)
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags

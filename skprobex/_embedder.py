@@ -1,8 +1,12 @@
 """ProbeXEmbedder."""
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
 import numpy as np
 import torch
-from sklearn.utils import check_consistent_length
+from numpy.typing import ArrayLike
+from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
 from ._base import all_or_nothing
@@ -10,11 +14,13 @@ from ._labels import to_signs
 from ._neural import DEFAULT_N_COMPONENTS, BaseProbeX
 from ._sklearn import _fit_context
 from ._text_space import TextSpace, are_texts, check_vectors, encode_labels
+from ._typing import Center, Device, RandomState, Self, TextEncoder, Views
 from .probing.closed_form import fit_unsupervised
 from .probing.device import as_array, as_tensor, resolve_device, solver_device
 from .probing.naming import Naming, unit_rows
 from .probing.state import to_arrays
 from .text import check_texts, encode_texts, encoder_name
+from .weights import WeightsLike
 
 # What models are compared by when nothing says what to look for.
 UNSUPERVISED_VIEWS = ("log_xtx", "log_xxt")
@@ -190,31 +196,31 @@ default="sentence-transformers/all-MiniLM-L6-v2"
     def __init__(
         self,
         *,
-        text_encoder="sentence-transformers/all-MiniLM-L6-v2",
-        prompt="{}",
-        views="auto",
-        n_probes=64,
-        center="auto",
-        normalize="auto",
-        solver="ridge",
-        alphas=None,
-        n_components=None,
-        learn_temperature=True,
-        projection_dim=128,
-        standardize=True,
-        learning_rate_init=1e-3,
-        max_iter=200,
-        batch_size="auto",
-        alpha=1e-5,
-        early_stopping=False,
-        validation_fraction=0.1,
-        n_iter_no_change=10,
-        tol=1e-4,
-        warm_start=False,
-        device="auto",
-        random_state=None,
-        verbose=0,
-    ):
+        text_encoder: TextEncoder = "sentence-transformers/all-MiniLM-L6-v2",
+        prompt: str = "{}",
+        views: Views = "auto",
+        n_probes: int = 64,
+        center: Center = "auto",
+        normalize: bool | Literal["auto"] = "auto",
+        solver: Literal["ridge", "adam"] = "ridge",
+        alphas: Sequence[float] | np.ndarray | None = None,
+        n_components: int | None = None,
+        learn_temperature: bool = True,
+        projection_dim: int = 128,
+        standardize: bool = True,
+        learning_rate_init: float = 1e-3,
+        max_iter: int = 200,
+        batch_size: int | Literal["auto"] = "auto",
+        alpha: float = 1e-5,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        device: Device = "auto",
+        random_state: RandomState = None,
+        verbose: int = 0,
+    ) -> None:
         self.text_encoder = text_encoder
         self.prompt = prompt
         self.views = views
@@ -242,7 +248,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
 
     @_fit_context(prefer_skip_nested_validation=True)
     @all_or_nothing
-    def fit(self, W, y=None):
+    def fit(self, W: WeightsLike, y: ArrayLike | None = None) -> Self:
         """Fit the embedding.
 
         Parameters
@@ -267,9 +273,9 @@ default="sentence-transformers/all-MiniLM-L6-v2"
             If the text encoder cannot be loaded.
         """
         W = self._validate_weights(W, reset=True)
-        before = getattr(self, "labels_", None)
+        before: Any = getattr(self, "labels_", None)
         for name in _OF_TEXTS:
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
         if y is None:
             return self._fit_unsupervised(W)
         labels, vectors, codes = encode_labels(y, self._encode)
@@ -330,7 +336,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
     def _encode(self, texts):
         return encode_texts(self.text_encoder, texts, self.prompt)
 
-    def transform(self, W):
+    def transform(self, W: WeightsLike) -> np.ndarray:
         """Embed models.
 
         Parameters
@@ -351,7 +357,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         )
         return as_array(unit_rows(torch.from_numpy(embeddings)))
 
-    def encode_text(self, texts):
+    def encode_text(self, texts: ArrayLike) -> np.ndarray:
         """Embed texts.
 
         Parameters
@@ -369,7 +375,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
             return self.text_space_.embed(self._encode(texts))
         return self.text_space_.embed(check_vectors(texts, "texts"))
 
-    def predict(self, W, labels=None):
+    def predict(self, W: WeightsLike, labels: ArrayLike | None = None) -> np.ndarray:
         """Name models.
 
         Parameters
@@ -389,7 +395,9 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         labels, similar = self._compare(W, labels)
         return labels[similar.argmax(axis=1)]
 
-    def predict_proba(self, W, labels=None):
+    def predict_proba(
+        self, W: WeightsLike, labels: ArrayLike | None = None
+    ) -> np.ndarray:
         """Probability of each label, given that one of them is right.
 
         With ``solver="ridge"``, calibrated by one temperature on the training models,
@@ -410,7 +418,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         _, similar = self._compare(W, labels)
         return self.text_space_.probabilities(similar)
 
-    def score(self, W, y):
+    def score(self, W: WeightsLike, y: ArrayLike) -> float:
         """Share of models whose text is found.
 
         Parameters
@@ -459,14 +467,14 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         """Stand-ins for parameters that are not saved."""
         return {"text_encoder": encoder_name(self.text_encoder)}
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if hasattr(self.text_encoder, "encode"):
             # A loaded model is as large as what it was loaded from.
             state = {**state, "text_encoder": encoder_name(self.text_encoder)}
         return state
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.target_tags.required = False
         tags.target_tags.two_d_labels = False

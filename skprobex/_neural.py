@@ -173,7 +173,7 @@ class BaseProbeX(BaseExpert):
         super()._publish(expert)
         self.coef_, self.intercept_ = expert.coef, expert.intercept
         for name in ("alpha_", "loss_curve_", "validation_scores_"):
-            vars(self).pop(name, None)  # of a fit before with the other solver
+            self.__dict__.pop(name, None)  # of a fit before with the other solver
         if self.solver == "ridge":
             self._publish_alpha(expert)
             self.n_iter_ = 1

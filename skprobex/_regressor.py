@@ -1,12 +1,19 @@
 """ProbeXRegressor."""
 
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import RegressorMixin
-from sklearn.utils import check_consistent_length
+from sklearn.utils import Tags, check_consistent_length
 
 from ._base import all_or_nothing
 from ._labels import check_numbers, standardize
 from ._neural import BaseProbeX
 from ._sklearn import _fit_context
+from ._typing import Center, Device, RandomState, Self, Views
+from .weights import WeightsLike
 
 
 class ProbeXRegressor(RegressorMixin, BaseProbeX):
@@ -152,28 +159,28 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
     def __init__(
         self,
         *,
-        views="auto",
-        n_probes=64,
-        center="auto",
-        normalize="auto",
-        solver="ridge",
-        alphas=None,
-        n_components=128,
-        projection_dim=128,
-        standardize=True,
-        learning_rate_init=1e-3,
-        max_iter=200,
-        batch_size="auto",
-        alpha=1e-5,
-        early_stopping=False,
-        validation_fraction=0.1,
-        n_iter_no_change=10,
-        tol=1e-4,
-        warm_start=False,
-        device="auto",
-        random_state=None,
-        verbose=0,
-    ):
+        views: Views = "auto",
+        n_probes: int = 64,
+        center: Center = "auto",
+        normalize: bool | Literal["auto"] = "auto",
+        solver: Literal["ridge", "adam"] = "ridge",
+        alphas: Sequence[float] | np.ndarray | None = None,
+        n_components: int | None = 128,
+        projection_dim: int = 128,
+        standardize: bool = True,
+        learning_rate_init: float = 1e-3,
+        max_iter: int = 200,
+        batch_size: int | Literal["auto"] = "auto",
+        alpha: float = 1e-5,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        device: Device = "auto",
+        random_state: RandomState = None,
+        verbose: int = 0,
+    ) -> None:
         self.views = views
         self.n_probes = n_probes
         self.center = center
@@ -198,7 +205,7 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @all_or_nothing
-    def fit(self, W, y):
+    def fit(self, W: WeightsLike, y: ArrayLike) -> Self:
         """Fit the expert.
 
         Parameters
@@ -241,7 +248,7 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         self._publish(expert, std, mean)
         return self
 
-    def predict(self, W):
+    def predict(self, W: WeightsLike) -> np.ndarray:
         """Predict the targets of each model.
 
         Parameters
@@ -257,7 +264,7 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         outputs = self._run_expert(W, "predict")
         return outputs[:, 0] if self._has_one_target else outputs
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags

@@ -1,7 +1,11 @@
 """Simpler descriptions of a layer, which a method for weights has to beat."""
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.special import entr
 from sklearn.base import (
     BaseEstimator,
@@ -10,9 +14,11 @@ from sklearn.base import (
 )
 from sklearn.linear_model import RidgeClassifierCV, RidgeCV
 from sklearn.pipeline import Pipeline
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from ._base import all_or_nothing
+from ._typing import Numbers, Self
 from .io._persistence import Saveable
 from .probing.deltas import as_dense
 from .weights import validate_weights
@@ -47,7 +53,7 @@ class _WeightsTransformer(
 ):
     """What the transformers below share: the input they take and their tags."""
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = True
         tags.input_tags.three_d_array = True
@@ -59,7 +65,7 @@ class _Statistics(_WeightsTransformer):
     """Named numbers of each model by itself: nothing is learnt from the others."""
 
     @all_or_nothing
-    def fit(self, X, y=None):
+    def fit(self, X: Numbers, y: Any = None) -> Self:
         """Remember the shape of the layer.
 
         Parameters
@@ -80,7 +86,7 @@ class _Statistics(_WeightsTransformer):
             pass  # reading a batch is what finds NaN and infinity
         return self
 
-    def transform(self, X):
+    def transform(self, X: Numbers) -> np.ndarray:
         """Compute the statistics of each model.
 
         Parameters
@@ -99,7 +105,9 @@ class _Statistics(_WeightsTransformer):
             rows = [self._describe(batch.numpy()) for batch in dense_batches(weights)]
         return check_range(np.concatenate(rows))
 
-    def get_feature_names_out(self, input_features=None):
+    def get_feature_names_out(
+        self, input_features: ArrayLike | None = None
+    ) -> np.ndarray:
         """Name the statistics.
 
         Parameters
@@ -279,7 +287,7 @@ class FlatDeltas(_WeightsTransformer):
     """
 
     @all_or_nothing
-    def fit(self, X, y=None):
+    def fit(self, X: Numbers, y: Any = None) -> Self:
         """Learn the centre and the scale.
 
         Parameters
@@ -309,7 +317,7 @@ class FlatDeltas(_WeightsTransformer):
         self._n_features_out = center.numel()
         return self
 
-    def transform(self, X):
+    def transform(self, X: Numbers) -> np.ndarray:
         """Centre, scale and flatten.
 
         Parameters
@@ -334,7 +342,10 @@ class FlatDeltas(_WeightsTransformer):
         return check_range(np.concatenate(rows))
 
 
-def make_dense_expert(task="classification", alphas=None):
+def make_dense_expert(
+    task: Literal["classification", "regression"] = "classification",
+    alphas: Sequence[float] | np.ndarray | None = None,
+) -> Pipeline:
     """Ridge regression on every entry of a layer's delta.
 
     The ProbeX paper [1]_ calls a linear model on all weights of a layer the *dense

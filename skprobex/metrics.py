@@ -1,12 +1,16 @@
 """How well embeddings tell models apart, without a head trained on them."""
 
 from numbers import Integral
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
+
+from ._typing import Numbers
 
 __all__ = ["mean_one_class_auc"]
 
@@ -14,8 +18,14 @@ _DETECTORS = ("knn", "mahalanobis")
 
 
 def mean_one_class_auc(
-    Z_train, y_train, Z_test, y_test, detector="knn", *, n_neighbors=2
-):
+    Z_train: Numbers,
+    y_train: ArrayLike,
+    Z_test: Numbers,
+    y_test: ArrayLike,
+    detector: Literal["knn", "mahalanobis"] = "knn",
+    *,
+    n_neighbors: int = 2,
+) -> float:
     """Mean over classes of how well a class is told from all others, seen alone.
 
     For each class a detector is fitted on the class's own training embeddings, and

@@ -7,14 +7,20 @@ never the loaded model.
 
 import contextlib
 import os
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+
+from ._typing import TextEncoder
 
 __all__ = ["encode_texts", "encoder_name"]
 
 
-def encode_texts(encoder, texts, prompt="{}"):
+def encode_texts(
+    encoder: TextEncoder, texts: Sequence[str], prompt: str = "{}"
+) -> np.ndarray:
     """Encode texts.
 
     Parameters
@@ -102,7 +108,7 @@ def check_texts(texts, name="texts"):
     return [str(text) for text in texts]
 
 
-def encoder_name(encoder):
+def encoder_name(encoder: Any) -> str | None:
     """Name or folder that an encoder can be loaded from again, or None."""
     if encoder is None or isinstance(encoder, str):
         return encoder

@@ -4,6 +4,9 @@ import os
 
 import pytest
 
+# Scripts and files, no tests.
+collect_ignore = ["data"]
+
 # Many small computations: a second thread would only wait for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Without it scikit-learn skips its checks on array API input.

@@ -4,6 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from numpydoc.docscrape import FunctionDoc
 from numpydoc.validate import validate
 
 import skprobex
-from skprobex import baselines, datasets, inspection, metrics, search, trees
+from skprobex import baselines, datasets, inspection, io, metrics, search, text, trees
 
 PUBLIC = [
     f"{module.__name__}.{name}"
@@ -58,6 +59,56 @@ def test_documented_defaults_are_the_signature_s(path):
         else:
             default = eval(found.group(1), {"np": np})
             np.testing.assert_equal(default, parameter.default, name)
+
+
+def annotated_callables():
+    """All functions, constructors, methods and properties that a user may call."""
+    modules = [getattr(skprobex, name) for name in skprobex.__all__]
+    modules = [module for module in modules if inspect.ismodule(module)]
+    for module in (skprobex, io, text, *modules):
+        for name in module.__all__:
+            target = getattr(module, name)
+            if inspect.isfunction(target):
+                yield f"{module.__name__}.{name}", target
+            elif inspect.isclass(target):
+                for method, function in methods(target):
+                    yield f"{module.__name__}.{name}.{method}", function
+
+
+def methods(owner):
+    for name in dir(owner):
+        if name.startswith("_") and name != "__init__":
+            continue
+        member = inspect.getattr_static(owner, name)
+        if isinstance(member, property):
+            function = member.fget
+        else:
+            function = getattr(owner, name, None)
+        if inspect.isroutine(function) and is_ours(function):
+            yield name, function
+
+
+def is_ours(function):
+    module = getattr(inspect.unwrap(function), "__module__", None)
+    return module is not None and module.startswith("skprobex")
+
+
+@pytest.mark.parametrize(
+    "function", [pytest.param(f, id=path) for path, f in annotated_callables()]
+)
+def test_public_api_is_annotated(function):
+    signature = inspect.signature(function)
+    bare = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.annotation is inspect.Parameter.empty and name != "self"
+    ]
+    assert not bare
+    assert signature.return_annotation is not inspect.Signature.empty
+
+
+def test_package_says_that_it_is_typed():
+    assert (files("skprobex") / "py.typed").is_file()
 
 
 def test_import_is_light():

@@ -8,6 +8,7 @@ import os
 import numpy as np
 from sklearn.utils import Bunch, check_random_state
 
+from .._typing import Dataset
 from ..weights import ModelCollection
 from ._adapter_training import Recipe, grow_adapters
 from ._cache import load_or_build
@@ -54,7 +55,7 @@ def make_adapter_jungle(
     data_home: str | os.PathLike | None = None,
     cache: bool = True,
     verbose: int = 0,
-):
+) -> Dataset:
     """Train a jungle of LoRA adapters, each to recognise one concept with a name.
 
     A concept is a count, a size, a texture, a color and a shape; its name says so, as

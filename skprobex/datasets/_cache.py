@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import get_data_home
@@ -60,9 +61,11 @@ def load_or_build(
     arrays = _read(path)
     if arrays is None:
         arrays = build()
+        # numpy's own parameters have other types than arrays by any name.
+        by_name: dict[str, Any] = {**arrays}
         try:
             with replacing(path) as file:
-                np.savez(file, **arrays)
+                np.savez(file, **by_name)
         except OSError as error:
             _warn_not_stored(name, error)
     return arrays

@@ -8,6 +8,7 @@ import os
 import numpy as np
 from sklearn.utils import Bunch, check_random_state
 
+from .._typing import Dataset
 from ..weights import LowRankWeights, ModelCollection
 from ._cache import load_or_build
 from ._digit_training import Recipe, grow_jungle, plant_generations
@@ -57,7 +58,7 @@ def make_digit_jungle(
     data_home: str | os.PathLike | None = None,
     cache: bool = True,
     verbose: int = 0,
-):
+) -> Dataset:
     """Fine-tune a jungle of small networks on subsets of the handwritten digits.
 
     Every Model Tree has a base, trained on all classes. Each of its models copies the

@@ -49,7 +49,7 @@ def all_concepts() -> np.ndarray:
     return np.array(list(itertools.product(*map(range, N_VALUES))), dtype=np.int64)
 
 
-def concept_name(codes) -> str:
+def concept_name(codes: np.ndarray) -> str:
     """Say in English what the codes stand for."""
     values = [v[c] for v, c in zip(ATTRIBUTES.values(), codes, strict=True)]
     count, size, texture, color, shape = values
@@ -66,7 +66,7 @@ def draw_concept(
     n_images: int = 1,
     *,
     random_state: int | np.random.RandomState | None = None,
-):
+) -> np.ndarray:
     """Draw images of a concept of the adapter jungle.
 
     Parameters
@@ -100,15 +100,15 @@ def draw_concept(
     (2, 24, 24, 3)
     """
     check_integer("n_images", n_images, 1)
-    codes = {concept_name(codes): codes for codes in all_concepts()}
-    if concept not in codes:
+    codes_of = {concept_name(codes): codes for codes in all_concepts()}
+    if concept not in codes_of:
         raise ValueError(
             f"There is no concept {concept!r}. Names are like 'a large red ring' or "
             "'three small striped blue stars', with the words "
             + "; ".join(", ".join(values) for values in ATTRIBUTES.values())
             + "."
         )
-    codes = np.repeat(codes[concept][None], n_images, axis=0)
+    codes = np.repeat(codes_of[concept][None], n_images, axis=0)
     return draw_images(codes, check_random_state(random_state))
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from sklearn.utils import Bunch
 
+from .._typing import Dataset, PathLike
 from ..exceptions import RemoteError
 from ..io import open_models
 from ..io._http import HttpClient
@@ -68,17 +70,17 @@ Horwitz et al., "Learning on Model Weights using Tree Experts", CVPR 2025.
 
 
 def fetch_model_jungle(
-    subset,
-    layer=None,
-    split=None,
+    subset: str,
+    layer: str | None = None,
+    split: str | Sequence[str] | None = None,
     *,
-    cache_dir=None,
-    revision=None,
-    n_models=None,
-    return_X_y=False,
-    n_jobs=None,
-    verbose=0,
-):
+    cache_dir: PathLike | None = None,
+    revision: str | None = None,
+    n_models: int | None = None,
+    return_X_y: bool = False,
+    n_jobs: int | None = None,
+    verbose: int = 0,
+) -> Dataset:
     """Fetch one layer of a Model Jungle of Model-J from the hub.
 
     Of every model only the header and one layer are fetched: about 2.4 GB of the

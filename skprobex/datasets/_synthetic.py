@@ -8,6 +8,8 @@ import numbers
 import numpy as np
 from sklearn.utils import Bunch, check_random_state
 
+from .._typing import Dataset
+
 _VIEWS = ("xu", "xtu", "xtxu", "xxtu", "log_xtx", "log_xxt", "spectrum")
 _TASKS = ("classification", "multilabel", "regression")
 
@@ -41,7 +43,7 @@ def make_model_tree(
     random_state: int | np.random.RandomState | None = None,
     dtype: type = np.float32,
     return_X_y: bool = False,
-):
+) -> Dataset:
     r"""Draw one Model Tree whose deltas carry a target in a view of one's choice.
 
     Each model is the base plus a delta, ``W_i = B + D_i``. The target sets a
@@ -243,7 +245,7 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
         wanted = f"an integer from {low} to {high}"
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be {wanted}; got {value!r}.")
-    if value < low or (high is not None and value > high):
+    if int(value) < low or (high is not None and int(value) > high):
         raise ValueError(f"{name} must be {wanted}; got {value}.")
 
 

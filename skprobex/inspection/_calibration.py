@@ -1,11 +1,22 @@
 """Whether probabilities of labels mean what they say."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.calibration import calibration_curve
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.multiclass import type_of_target
 
+from .._typing import Self
+from ..weights import WeightsLike
 from ._axes import get_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # More labels than this are not told apart by colour.
 MANY_LABELS = 10
@@ -60,7 +71,17 @@ class LabelCalibrationDisplay:
     (3, array([0.1, 0.4, 0.6, 0.9]))
     """
 
-    def __init__(self, prob_true, prob_pred, pooled_true, pooled_pred, *, names=None):
+    figure_: Any  # of `ax_`: a figure, or a part of one
+
+    def __init__(
+        self,
+        prob_true: list[np.ndarray],
+        prob_pred: list[np.ndarray],
+        pooled_true: np.ndarray,
+        pooled_pred: np.ndarray,
+        *,
+        names: Sequence[str] | None = None,
+    ) -> None:
         self.prob_true = prob_true
         self.prob_pred = prob_pred
         self.pooled_true = pooled_true
@@ -69,8 +90,16 @@ class LabelCalibrationDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator, W, Y, *, n_bins=5, strategy="uniform", names=None, ax=None
-    ):
+        cls,
+        estimator: Any,
+        W: WeightsLike,
+        Y: ArrayLike,
+        *,
+        n_bins: int = 5,
+        strategy: Literal["uniform", "quantile"] = "uniform",
+        names: Sequence[str] | None = None,
+        ax: Axes | None = None,
+    ) -> Self:
         """Draw the reliability of a fitted classifier, on models it has not seen.
 
         Parameters
@@ -111,8 +140,15 @@ class LabelCalibrationDisplay:
 
     @classmethod
     def from_predictions(
-        cls, Y, proba, *, n_bins=5, strategy="uniform", names=None, ax=None
-    ):
+        cls,
+        Y: ArrayLike,
+        proba: ArrayLike,
+        *,
+        n_bins: int = 5,
+        strategy: Literal["uniform", "quantile"] = "uniform",
+        names: Sequence[str] | None = None,
+        ax: Axes | None = None,
+    ) -> Self:
         """Draw the reliability of probabilities.
 
         Parameters
@@ -166,7 +202,7 @@ class LabelCalibrationDisplay:
         pooled = curve(Y.ravel(), proba.ravel())
         return cls(prob_true, prob_pred, *pooled, names=names).plot(ax=ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax: Axes | None = None) -> Self:
         """Draw.
 
         Parameters

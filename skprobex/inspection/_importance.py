@@ -1,11 +1,19 @@
 """Which inputs, or outputs, of a layer carry the answer."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from .._typing import Self
 from ..probing.closed_form import ClosedFormExpert
 from ..probing.views import MATRIX_VIEWS
 from ._axes import get_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Which basis of a view stands on which side of the layer.
 BASES = {"input": "right", "output": "left"}
@@ -67,14 +75,28 @@ class ProbeImportanceDisplay:
     (12,)
     """
 
-    def __init__(self, importances, *, side="input"):
+    figure_: Any  # of `ax_`: a figure, or a part of one
+
+    def __init__(
+        self,
+        importances: dict[str, np.ndarray],
+        *,
+        side: Literal["input", "output"] = "input",
+    ) -> None:
         self.importances = importances
         self.side = side
 
     @classmethod
     def from_estimator(
-        cls, estimator, *, side="input", output=None, layer=None, shape=None, ax=None
-    ):
+        cls,
+        estimator: Any,
+        *,
+        side: Literal["input", "output"] = "input",
+        output: Any = None,
+        layer: str | None = None,
+        shape: tuple[int, int] | None = None,
+        ax: Axes | None = None,
+    ) -> Self:
         """Draw the importances of a fitted expert.
 
         Parameters
@@ -128,7 +150,9 @@ class ProbeImportanceDisplay:
             )
         return cls(importances, side=side).plot(ax=ax, shape=shape)
 
-    def plot(self, ax=None, *, shape=None):
+    def plot(
+        self, ax: Axes | None = None, *, shape: tuple[int, int] | None = None
+    ) -> Self:
         """Draw.
 
         Parameters
@@ -151,7 +175,7 @@ class ProbeImportanceDisplay:
         ValueError
             If the shape does not hold as many pixels as there are inputs.
         """
-        total = sum(self.importances.values())
+        total: Any = sum(self.importances.values())
         if shape is not None and np.prod(shape) != len(total):
             raise ValueError(
                 f"shape={shape} has {np.prod(shape)} pixels, but there are "

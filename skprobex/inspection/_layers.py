@@ -1,10 +1,17 @@
 """What each layer knows."""
 
+from __future__ import annotations
+
 import re
+from typing import TYPE_CHECKING, Any
 
 from sklearn.utils.validation import check_is_fitted
 
+from .._typing import Self
 from ._axes import get_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class LayerSearchDisplay:
@@ -36,12 +43,16 @@ class LayerSearchDisplay:
     skprobex.LayerFusion : Joins several.
     """
 
-    def __init__(self, scores, *, stds=None):
+    figure_: Any  # of `ax_`: a figure, or a part of one
+
+    def __init__(
+        self, scores: dict[str, float], *, stds: dict[str, float] | None = None
+    ) -> None:
         self.scores = scores
         self.stds = stds
 
     @classmethod
-    def from_estimator(cls, estimator, *, ax=None):
+    def from_estimator(cls, estimator: Any, *, ax: Axes | None = None) -> Self:
         """Draw the layer scores of a fitted estimator.
 
         Parameters
@@ -77,7 +88,7 @@ class LayerSearchDisplay:
             stds = dict(zip(scores, found.tolist(), strict=True))
         return cls(scores, stds=stds).plot(ax=ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax: Axes | None = None) -> Self:
         """Draw.
 
         Parameters
@@ -96,7 +107,7 @@ class LayerSearchDisplay:
             If matplotlib is not installed.
         """
         ax = get_axes(ax)
-        kinds = {}
+        kinds: dict[str, list[Any]] = {}
         for name in self.scores:
             depth, kind = depth_and_kind(name)
             kinds.setdefault(kind, []).append((depth, name))

@@ -1,9 +1,18 @@
 """How a network was trained."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from .._typing import Self
 from ._axes import get_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class LossCurveDisplay:
@@ -49,12 +58,19 @@ class LossCurveDisplay:
     True
     """
 
-    def __init__(self, losses, *, validation_scores=None):
+    figure_: Any  # of `ax_`: a figure, or a part of one
+
+    def __init__(
+        self,
+        losses: Sequence[float],
+        *,
+        validation_scores: Sequence[float] | None = None,
+    ) -> None:
         self.losses = losses
         self.validation_scores = validation_scores
 
     @classmethod
-    def from_estimator(cls, estimator, *, ax=None):
+    def from_estimator(cls, estimator: Any, *, ax: Axes | None = None) -> Self:
         """Draw how a fitted expert was trained.
 
         Parameters
@@ -85,7 +101,7 @@ class LossCurveDisplay:
         scores = getattr(estimator, "validation_scores_", None)
         return cls(losses, validation_scores=scores).plot(ax=ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax: Axes | None = None) -> Self:
         """Draw.
 
         Parameters

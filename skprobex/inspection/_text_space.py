@@ -1,12 +1,24 @@
 """Models and texts, in one map."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
+from .._typing import RandomState, Self
+from ..weights import WeightsLike
 from ._axes import get_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .._embedder import ProbeXEmbedder
 
 
 class TextSpaceDisplay:
@@ -58,7 +70,15 @@ class TextSpaceDisplay:
     ((60, 2), (10, 2))
     """
 
-    def __init__(self, texts, text_points, points, codes):
+    figure_: Any  # of `ax_`: a figure, or a part of one
+
+    def __init__(
+        self,
+        texts: np.ndarray,
+        text_points: np.ndarray,
+        points: np.ndarray,
+        codes: np.ndarray,
+    ) -> None:
         self.texts = texts
         self.text_points = text_points
         self.points = points
@@ -67,16 +87,16 @@ class TextSpaceDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator,
-        W,
-        y,
+        estimator: ProbeXEmbedder,
+        W: WeightsLike,
+        y: Sequence[str] | np.ndarray,
         *,
-        method="tsne",
-        colors=None,
-        annotate=False,
-        random_state=0,
-        ax=None,
-    ):
+        method: Literal["tsne", "pca"] = "tsne",
+        colors: Mapping[str, Any] | None = None,
+        annotate: bool = False,
+        random_state: RandomState = 0,
+        ax: Axes | None = None,
+    ) -> Self:
         """Draw models and their texts in the space of a fitted embedder.
 
         Parameters
@@ -129,7 +149,13 @@ class TextSpaceDisplay:
         display = cls(texts, points[: len(T)], points[len(T) :], codes)
         return display.plot(ax=ax, colors=colors, annotate=annotate)
 
-    def plot(self, ax=None, *, colors=None, annotate=False):
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        colors: Mapping[str, Any] | None = None,
+        annotate: bool = False,
+    ) -> Self:
         """Draw.
 
         Parameters

@@ -1,9 +1,20 @@
 """Model Trees: dendrograms, and who descends from whom."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from .._typing import Self
 from ._axes import get_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ..trees import Heritage, ModelTreeClustering
 
 
 class ModelTreeDisplay:
@@ -35,14 +46,29 @@ class ModelTreeDisplay:
     skprobex.trees.recover_heritage : Finds who descends from whom.
     """
 
-    def __init__(self, labels, *, linkage=None, parents=None, names=None):
+    figure_: Any  # of `ax_`: a figure, or a part of one
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        linkage: np.ndarray | None = None,
+        parents: np.ndarray | None = None,
+        names: Sequence[object] | None = None,
+    ) -> None:
         self.labels = labels
         self.linkage = linkage
         self.parents = parents
         self.names = names
 
     @classmethod
-    def from_estimator(cls, estimator, *, names=None, ax=None):
+    def from_estimator(
+        cls,
+        estimator: ModelTreeClustering,
+        *,
+        names: Sequence[str] | None = None,
+        ax: Axes | None = None,
+    ) -> Self:
         """Draw the dendrogram of a fitted `ModelTreeClustering`.
 
         Parameters
@@ -74,7 +100,13 @@ class ModelTreeDisplay:
         return display.plot(ax=ax)
 
     @classmethod
-    def from_heritage(cls, heritage, *, names=None, ax=None):
+    def from_heritage(
+        cls,
+        heritage: Heritage,
+        *,
+        names: Sequence[str] | None = None,
+        ax: Axes | None = None,
+    ) -> Self:
         """Draw who descends from whom, roots on top.
 
         Parameters
@@ -96,7 +128,7 @@ class ModelTreeDisplay:
         display = cls(heritage.labels_, parents=heritage.parents_, names=names)
         return display.plot(ax=ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax: Axes | None = None) -> Self:
         """Draw.
 
         Parameters

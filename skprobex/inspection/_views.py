@@ -1,8 +1,16 @@
 """How well each view, and sum of views, answers."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from sklearn.utils.validation import check_is_fitted
 
+from .._typing import Self
 from ._axes import get_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class ViewScoresDisplay:
@@ -45,12 +53,16 @@ class ViewScoresDisplay:
     True
     """
 
-    def __init__(self, scores, *, chosen=None):
+    figure_: Any  # of `ax_`: a figure, or a part of one
+
+    def __init__(self, scores: dict[str, float], *, chosen: str | None = None) -> None:
         self.scores = scores
         self.chosen = chosen
 
     @classmethod
-    def from_estimator(cls, estimator, *, layer=None, ax=None):
+    def from_estimator(
+        cls, estimator: Any, *, layer: str | None = None, ax: Axes | None = None
+    ) -> Self:
         """Draw the view scores of a fitted expert.
 
         Parameters
@@ -93,7 +105,7 @@ class ViewScoresDisplay:
             )
         return cls(scores, chosen="+".join(views)).plot(ax=ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax: Axes | None = None) -> Self:
         """Draw.
 
         Parameters
@@ -113,7 +125,7 @@ class ViewScoresDisplay:
         """
         ax = get_axes(ax)
         # Bars are drawn upwards; of equal scores, the first compared is on top.
-        names = sorted(self.scores, key=self.scores.get, reverse=True)[::-1]
+        names = sorted(self.scores, key=self.scores.__getitem__, reverse=True)[::-1]
         values = [self.scores[name] for name in names]
         colors = ["C0" if name == self.chosen else "0.75" for name in names]
         self.bars_ = ax.barh(

@@ -17,7 +17,7 @@ from ._safetensors import FLOAT8, scale_names
 from ._specs import LowRankSpec, RefusedSpec, dense_spec
 
 # Key pattern by family. `module` and `role`, sometimes `adapter`.
-_FAMILIES = [
+_FAMILY_PATTERNS = [
     (
         "peft",
         r"(?P<module>.+)\.lora_(?P<role>[AB])(\.(?P<adapter>[^.]+))?\.weight",
@@ -33,10 +33,10 @@ _FAMILIES = [
     ("kohya", r"(?P<module>.+)\.lora_(?P<role>down|up)\.weight"),
     ("converted", r"(?P<module>lora_[^.]+)_lora_(?P<role>down|up)\.weight"),
 ]
-_FAMILIES = [(family, re.compile(pattern)) for family, pattern in _FAMILIES]
+_FAMILIES = [(family, re.compile(pattern)) for family, pattern in _FAMILY_PATTERNS]
 _IS_UP = {"A": False, "B": True, "down": False, "up": True}
 
-_REFUSED = [
+_REFUSED_PATTERNS = [
     ("LoHa", r"\.hada_\w+(\..+)?$"),
     ("LoKr", r"\.lokr_\w+(\..+)?$"),
     ("LoCon with a middle factor", r"\.lora_mid\.weight$"),
@@ -47,7 +47,7 @@ _REFUSED = [
     ("VeRA", r"\.vera_lambda_\w+(\..+)?$"),
     ("IA3", r"\.ia3_l(\..+)?$"),
 ]
-_REFUSED = [(kind, re.compile(pattern)) for kind, pattern in _REFUSED]
+_REFUSED = [(kind, re.compile(pattern)) for kind, pattern in _REFUSED_PATTERNS]
 _DORA = re.compile(r"\.(dora_scale|lora_magnitude_vector)(\..+)?$")
 # What stands beside a LoRA layer and is part of it.
 _COMPANION = re.compile(

@@ -35,12 +35,12 @@ class ModelFiles(NamedTuple):
     """One model: its name, and the locations of its files.
 
     `files` are pairs of a location and what to put before the names of its tensors;
-    `index` is the location of a shard index, `config` that of a PEFT configuration.
+    `shard_index` is the location of an index, `config` that of a PEFT configuration.
     """
 
     name: str
     files: tuple[tuple[str, str], ...]
-    index: str | None = None
+    shard_index: str | None = None
     config: str | None = None
 
 
@@ -168,7 +168,7 @@ def _pipeline(folder, folders, root_name, location):
         if prefix == "safety_checker":
             continue
         parts = _group_folder(component, folders[component], root_name, location)
-        if not parts or parts[0].index is not None:
+        if not parts or parts[0].shard_index is not None:
             # Sharded components keep models of their own.
             return None
         files += [(path, f"{prefix}.") for path, _ in parts[0].files]

@@ -191,7 +191,7 @@ class Locator:
             found = self._find_local(path)
             relative = Path(os.path.relpath(path, folder or ".")).as_posix()
             for model in found:
-                key = (model.files, model.index)
+                key = (model.files, model.shard_index)
                 if key not in seen:
                     seen.add(key)
                     models.append(_rename(model, relative, found))

@@ -6,11 +6,13 @@ import json
 import os
 import sys
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from joblib import Parallel, delayed
 
+from .._typing import PathLike
 from ..exceptions import CorruptFileError, WeightFileError
 from ..weights._collection import ModelCollection
 from ..weights._handles import StoredModel
@@ -27,15 +29,15 @@ _N_NAMED = 5
 
 
 def open_models(
-    source,
+    source: PathLike | Sequence[PathLike],
     *,
-    revision=None,
-    cache_dir=None,
-    on_error="warn",
-    on_missing="raise",
-    n_jobs=None,
-    verbose=0,
-):
+    revision: str | None = None,
+    cache_dir: PathLike | None = None,
+    on_error: Literal["warn", "raise", "ignore"] = "warn",
+    on_missing: Literal["raise", "drop"] = "raise",
+    n_jobs: int | None = None,
+    verbose: int = 0,
+) -> ModelCollection:
     """Open many models' weight files as one collection, reading headers only.
 
     Found are ``model.safetensors``, shards with their index, diffusers' and PEFT's
@@ -155,9 +157,9 @@ def _open_model(files, locator, interned):
 
 
 def _read_model(files, locator, interned):
-    if files.index is not None:
-        index = _read_index(files.index, locator)
-        locations = [_sibling(files.index, name) for name in index.shards]
+    if files.shard_index is not None:
+        index = _read_index(files.shard_index, locator)
+        locations = [_sibling(files.shard_index, name) for name in index.shards]
         prefixes = None
     else:
         index = None
@@ -173,7 +175,7 @@ def _read_model(files, locator, interned):
             if index is None:
                 raise
             raise CorruptFileError(
-                f"{files.index} names a shard that cannot be used: {error}"
+                f"{files.shard_index} names a shard that cannot be used: {error}"
             ) from None
         if hasattr(source, "forget_first"):
             source.forget_first()
@@ -194,7 +196,7 @@ def _read_model(files, locator, interned):
         if index is None:
             tensors = _merge(headers, prefixes)
         else:
-            tensors = _merge_shards(headers, index, files.index)
+            tensors = _merge_shards(headers, index, files.shard_index)
         layers = find_layers(tensors, metadata, config, sources)
         interned.kept.append(headers)
         layers = interned.layers.setdefault(key, layers)

@@ -11,11 +11,13 @@ import json
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sklearn
 import torch
 
+from .._typing import PathLike
 from ..exceptions import CorruptFileError, UnsupportedFormatError, VersionWarning
 from ._atomic import replacing
 from ._classes import SAVED_CLASSES, saved_name
@@ -35,13 +37,13 @@ class Saveable:
     must be such as are made again when they are missing.
     """
 
-    _unsaved = ()
+    _unsaved: tuple[str, ...] = ()
 
-    def __getstate__(self):
-        state = super().__getstate__()
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
         return {k: value for k, value in state.items() if k not in self._unsaved}
 
-    def save(self, path):
+    def save(self, path: PathLike) -> None:
         """Save the estimator in a file that `skprobex.load` reads.
 
         The file is a safetensors file: arrays, and JSON that says what they are. It
@@ -80,7 +82,7 @@ class Saveable:
             write_arrays(file, writer.arrays, metadata)
 
 
-def load(path):
+def load(path: PathLike) -> Any:
     """Load an estimator that was saved with its method ``save``.
 
     Nothing in the file is run: it names classes of skprobex, and what it says of them

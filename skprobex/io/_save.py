@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 
+from .._typing import Numbers, PathLike
 from ._atomic import replacing
 
 
-def save_models(folder, weights_by_layer, metadata=None, names=None):
+def save_models(
+    folder: PathLike,
+    weights_by_layer: Mapping[str, Numbers],
+    metadata: Sequence[Mapping[str, Any]] | None = None,
+    names: Sequence[str] | None = None,
+) -> list[Path]:
     """Write models as safetensors files, one a model.
 
     Each file is complete or absent, whenever the writing is interrupted.

@@ -95,7 +95,7 @@ class _RemoteFile:
         for name, value in state.items():
             setattr(self, name, value)
 
-    _state = ("url", "size", "tag", "cache", "data_start")
+    _state: tuple[str, ...] = ("url", "size", "tag", "cache", "data_start")
 
     def forget_first(self):
         """Let go of the first bytes, after the header has been read."""

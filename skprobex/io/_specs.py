@@ -5,6 +5,7 @@ A spec knows byte ranges, not files: models with the same header share their spe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,8 @@ class TensorRef(NamedTuple):
         return read_tensor(sources[self.file], self.info, scale)
 
 
-class DenseSpec(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DenseSpec:
     """A layer stored as it is."""
 
     tensor: TensorRef
@@ -53,7 +55,8 @@ class DenseSpec(NamedTuple):
         return self.tensor.read(sources, scale)
 
 
-class LowRankSpec(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LowRankSpec:
     """A layer stored as ``scale * up @ down``.
 
     `alpha`, if it is there, is a tensor of one number, and the scale is
@@ -109,7 +112,8 @@ class LowRankSpec(NamedTuple):
         return up * scale, down
 
 
-class RefusedSpec(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RefusedSpec:
     """A layer that is there, but in a form that is not read."""
 
     name: str

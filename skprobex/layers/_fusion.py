@@ -1,15 +1,27 @@
 """LayerFusion."""
 
+from collections.abc import Sequence
 from numbers import Integral
+from typing import Literal
 
-from sklearn.utils import check_consistent_length
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils import Tags, check_consistent_length
 
 from .._base import BaseExpert, all_or_nothing
 from .._labels import encode_targets
 from .._sklearn import Interval, _fit_context
+from .._typing import Center, Device, RandomState, Self, Views
 from ..probing.device import as_tensor
 from ..probing.state import to_arrays
-from ..weights import holds_several, layer_names, take_layers, unwrap_jungle
+from ..weights import (
+    Layers,
+    WeightsLike,
+    holds_several,
+    layer_names,
+    take_layers,
+    unwrap_jungle,
+)
 from ._patterns import match_layers
 
 
@@ -107,19 +119,19 @@ class LayerFusion(BaseExpert):
 
     def __init__(
         self,
-        layers=None,
-        n_layers=None,
+        layers: str | Sequence[str] | None = None,
+        n_layers: int | None = None,
         *,
-        views="auto",
-        n_probes=64,
-        center="auto",
-        normalize="auto",
-        alphas=None,
-        n_components=None,
-        device="auto",
-        random_state=None,
-        verbose=0,
-    ):
+        views: Views = "auto",
+        n_probes: int = 64,
+        center: Center = "auto",
+        normalize: bool | Literal["auto"] = "auto",
+        alphas: Sequence[float] | np.ndarray | None = None,
+        n_components: int | None = None,
+        device: Device = "auto",
+        random_state: RandomState = None,
+        verbose: int = 0,
+    ) -> None:
         self.layers = layers
         self.n_layers = n_layers
         self.views = views
@@ -134,7 +146,7 @@ class LayerFusion(BaseExpert):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @all_or_nothing
-    def fit(self, W, y):
+    def fit(self, W: Layers, y: ArrayLike) -> Self:
         """Choose layers and views, and how loud each is.
 
         Parameters
@@ -189,7 +201,7 @@ class LayerFusion(BaseExpert):
             layer.name: float(sum(layer.shares)) for layer in expert.layers
         }
 
-    def transform(self, W):
+    def transform(self, W: WeightsLike) -> np.ndarray:
         """Compute the joined features.
 
         Parameters
@@ -205,7 +217,7 @@ class LayerFusion(BaseExpert):
         """
         return super().transform(W)
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         tags.input_tags.two_d_array = False

@@ -2,11 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from numbers import Integral, Real
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import (
     BaseEstimator,
     MetaEstimatorMixin,
@@ -16,15 +18,17 @@ from sklearn.base import (
 )
 from sklearn.metrics import check_scoring, get_scorer
 from sklearn.model_selection import check_cv
-from sklearn.utils import get_tags
-from sklearn.utils.metaestimators import available_if
+from sklearn.utils import Tags, get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from .._base import all_or_nothing
-from .._sklearn import HasMethods, Interval, StrOptions, _fit_context
+from .._sklearn import HasMethods, Interval, StrOptions, _fit_context, available_if
+from .._typing import Scoring, Self
 from ..exceptions import MissingLayerError
 from ..io._persistence import Saveable
 from ..weights import (
+    Layers,
+    WeightsLike,
     holds_several,
     layer_names,
     take_layers,
@@ -160,17 +164,17 @@ default=None
 
     def __init__(
         self,
-        estimator,
-        layers=None,
-        cv=5,
-        scoring=None,
-        n_jobs=None,
-        refit=True,
-        prefilter=None,
-        memory=None,
-        error_score=np.nan,
-        verbose=0,
-    ):
+        estimator: Any,
+        layers: str | Sequence[str] | None = None,
+        cv: Any = 5,
+        scoring: Scoring = None,
+        n_jobs: int | None = None,
+        refit: bool | str = True,
+        prefilter: int | None = None,
+        memory: Any = None,
+        error_score: float | Literal["raise"] = np.nan,
+        verbose: int = 0,
+    ) -> None:
         self.estimator = estimator
         self.layers = layers
         self.cv = cv
@@ -184,7 +188,9 @@ default=None
 
     @_fit_context(prefer_skip_nested_validation=False)
     @all_or_nothing
-    def fit(self, W, y=None, groups=None):
+    def fit(
+        self, W: Layers, y: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Self:
         """Cross-validate on every layer, and fit on the best.
 
         Parameters
@@ -310,17 +316,17 @@ default=None
         return self.refit
 
     @property
-    def scorer_(self):
+    def scorer_(self) -> Any:
         check_is_fitted(self)
         scorers = self._make_scorers()
         return scorers if self.multimetric_ else scorers["score"]
 
     @property
-    def classes_(self):
+    def classes_(self) -> np.ndarray:
         return self._fitted().classes_
 
     @property
-    def n_features_in_(self):
+    def n_features_in_(self) -> int:
         return self._fitted().n_features_in_
 
     def _fitted(self):
@@ -349,7 +355,7 @@ default=None
         return getattr(self._fitted(), method)(self._take_best(W))
 
     @available_if(_estimator_has("predict"))
-    def predict(self, W):
+    def predict(self, W: WeightsLike) -> np.ndarray:
         """Call the best estimator's ``predict`` on the best layer.
 
         Parameters
@@ -365,7 +371,7 @@ default=None
         return self._ask("predict", W)
 
     @available_if(_estimator_has("predict_proba"))
-    def predict_proba(self, W):
+    def predict_proba(self, W: WeightsLike) -> np.ndarray:
         """Call the best estimator's ``predict_proba`` on the best layer.
 
         Parameters
@@ -381,7 +387,7 @@ default=None
         return self._ask("predict_proba", W)
 
     @available_if(_estimator_has("decision_function"))
-    def decision_function(self, W):
+    def decision_function(self, W: WeightsLike) -> np.ndarray:
         """Call the best estimator's ``decision_function`` on the best layer.
 
         Parameters
@@ -397,7 +403,7 @@ default=None
         return self._ask("decision_function", W)
 
     @available_if(_estimator_has("transform"))
-    def transform(self, W):
+    def transform(self, W: WeightsLike) -> np.ndarray:
         """Call the best estimator's ``transform`` on the best layer.
 
         Parameters
@@ -412,7 +418,7 @@ default=None
         """
         return self._ask("transform", W)
 
-    def score(self, W, y=None):
+    def score(self, W: WeightsLike, y: ArrayLike | None = None) -> float:
         """Score the best estimator's predictions.
 
         Parameters
@@ -432,7 +438,7 @@ default=None
         layer = self._take_best(W)
         return float(scorer(best, layer) if y is None else scorer(best, layer, y))
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         own = get_tags(self.estimator)
         tags.estimator_type = own.estimator_type

@@ -1,8 +1,9 @@
 """ModelIndex."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
+from typing import Any, TypeAlias
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -10,10 +11,11 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from .._progress import ProgressBar
 from .._sklearn import HasMethods, Interval
+from .._typing import PathLike, Self
 from ..exceptions import UnsupportedFormatError
 from ..io._persistence import Saveable, load
 from ..trees._forms import take
-from ..weights import LayerWeights, ModelCollection
+from ..weights import LayerWeights, ModelCollection, WeightsLike
 from ..weights._collection import as_condition
 from ._checks import (
     as_rows,
@@ -24,6 +26,11 @@ from ._checks import (
 )
 from ._nearest import append_rows, make_cells, nearest
 from ._result import SearchResult
+
+# Which models to look among.
+Where: TypeAlias = (
+    Mapping[str, Any] | Callable[[dict[str, Any]], Any] | Sequence[bool] | np.ndarray
+)
 
 
 class ModelIndex(Saveable, BaseEstimator):
@@ -90,8 +97,14 @@ class ModelIndex(Saveable, BaseEstimator):
     _unsaved = ("_positions", "_cells")
 
     def __init__(
-        self, embedder, *, batch_size=256, faiss_above=None, n_jobs=None, verbose=0
-    ):
+        self,
+        embedder: Any,
+        *,
+        batch_size: int = 256,
+        faiss_above: int | None = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
         self.embedder = embedder
         self.batch_size = batch_size
         self.faiss_above = faiss_above
@@ -99,11 +112,11 @@ class ModelIndex(Saveable, BaseEstimator):
         self.verbose = verbose
 
     @property
-    def names(self):
+    def names(self) -> list[str]:
         return list(getattr(self, "_names", ()))
 
     @property
-    def embeddings_(self):
+    def embeddings_(self) -> np.ndarray:
         if not len(self):
             return np.empty((0, 0), dtype=np.float32)
         view = self._rows[: len(self)]  # beyond is room to grow
@@ -114,20 +127,25 @@ class ModelIndex(Saveable, BaseEstimator):
     def _positions(self):
         return {name: i for i, name in enumerate(self.names)}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(getattr(self, "_names", ()))
 
-    def __contains__(self, name):
+    def __contains__(self, name: object) -> bool:
         return name in self._positions
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         n_dimensions = self.embeddings_.shape[1]
         return (
             f"ModelIndex({len(self)} models, {n_dimensions} dimensions, "
             f"embedder={type(self.embedder).__name__})"
         )
 
-    def add(self, W, names=None, metadata=None):
+    def add(
+        self,
+        W: WeightsLike,
+        names: Sequence[str] | None = None,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Self:
         """Embed models and add them; all of them, or none if anything is wrong.
 
         Parameters
@@ -166,8 +184,7 @@ class ModelIndex(Saveable, BaseEstimator):
                 )
             names = W.names
         if metadata is None:
-            known = isinstance(W, ModelCollection)
-            metadata = W.metadata if known else [{}] * n_models
+            metadata = W.metadata if isinstance(W, ModelCollection) else [{}] * n_models
         names = check_names(names, n_models, self)
         metadata = check_metadata(metadata, names)
         rows = self._embed(W, n_models)
@@ -181,10 +198,10 @@ class ModelIndex(Saveable, BaseEstimator):
         self._positions.update({name: n_held + i for i, name in enumerate(names)})
         self._names.extend(names)
         self._metadata.extend(metadata)
-        vars(self).pop("_cells", None)
+        self.__dict__.pop("_cells", None)
         return self
 
-    def remove(self, names):
+    def remove(self, names: str | Sequence[str]) -> Self:
         """Take models out of the index.
 
         Parameters
@@ -212,10 +229,15 @@ class ModelIndex(Saveable, BaseEstimator):
         self._names = [self._names[i] for i in kept]
         self._metadata = [self._metadata[i] for i in kept]
         for name in self._unsaved:
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
         return self
 
-    def search(self, query, k=10, where=None):
+    def search(
+        self,
+        query: str | Sequence[str] | WeightsLike,
+        k: int = 10,
+        where: Where | None = None,
+    ) -> SearchResult:
         """Find the models nearest to a query, the nearest first.
 
         Parameters
@@ -262,7 +284,7 @@ class ModelIndex(Saveable, BaseEstimator):
             names, scores, metadata = names[0], scores[0], metadata[0]
         return SearchResult(names=names, scores=scores, metadata=metadata)
 
-    def save(self, path):
+    def save(self, path: PathLike) -> None:
         """Save the index, and the embedder with it, for `load`.
 
         A text encoder is not part of it: after loading, texts are encoded by whatever
@@ -284,7 +306,7 @@ class ModelIndex(Saveable, BaseEstimator):
         super().save(path)
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: PathLike) -> Self:
         """Load a saved index.
 
         Parameters

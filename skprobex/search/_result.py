@@ -1,7 +1,14 @@
 """SearchResult."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from sklearn.utils import Bunch
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class SearchResult(Bunch):
@@ -21,10 +28,15 @@ class SearchResult(Bunch):
     ModelIndex : Where it comes from.
     """
 
-    def __init__(self, names, scores, metadata):
+    def __init__(
+        self,
+        names: list[str] | list[list[str]],
+        scores: np.ndarray | list[np.ndarray],
+        metadata: list[dict[str, Any]] | list[list[dict[str, Any]]],
+    ) -> None:
         super().__init__(names=names, scores=scores, metadata=metadata)
 
-    def to_frame(self):
+    def to_frame(self) -> pd.DataFrame:
         """Return what was found as a table.
 
         Returns

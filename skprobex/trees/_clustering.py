@@ -2,17 +2,20 @@
 
 import warnings
 from numbers import Integral, Real
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .._base import all_or_nothing
 from .._sklearn import Interval, StrOptions, _fit_context
+from .._typing import Device, RandomState, Self
 from ..io._persistence import Saveable
 from ..probing.device import resolve_device
+from ..weights import WeightsLike
 from ._forms import split_forms
 from ._linkage import cut_at, cut_into, join
 from ._parts import DenseTrees, LowRankTrees
@@ -131,13 +134,13 @@ class ModelTreeClustering(Saveable, ClusterMixin, BaseEstimator):
 
     def __init__(
         self,
-        n_trees=None,
+        n_trees: int | None = None,
         *,
-        layer=None,
-        outlier_threshold="auto",
-        device="auto",
-        random_state=0,
-    ):
+        layer: str | None = None,
+        outlier_threshold: float | Literal["auto"] | None = "auto",
+        device: Device = "auto",
+        random_state: RandomState = 0,
+    ) -> None:
         self.n_trees = n_trees
         self.layer = layer
         self.outlier_threshold = outlier_threshold
@@ -146,7 +149,7 @@ class ModelTreeClustering(Saveable, ClusterMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @all_or_nothing
-    def fit(self, W, y=None):
+    def fit(self, W: WeightsLike, y: Any = None) -> Self:
         """Find the trees.
 
         Parameters
@@ -169,7 +172,7 @@ class ModelTreeClustering(Saveable, ClusterMixin, BaseEstimator):
             weights.
         """
         for name in ("weight_shape_", "n_features_in_", "feature_names_in_"):
-            vars(self).pop(name, None)  # of a fit before, on another kind of W
+            self.__dict__.pop(name, None)  # of a fit before, on another kind of W
         device = resolve_device(self.device)
         random_state = check_random_state(self.random_state)
         parts = split_forms(self, W, self.layer)
@@ -195,7 +198,7 @@ class ModelTreeClustering(Saveable, ClusterMixin, BaseEstimator):
             )
         return self
 
-    def predict(self, W):
+    def predict(self, W: WeightsLike) -> np.ndarray:
         """Find the tree of each model.
 
         Parameters
@@ -322,7 +325,7 @@ class ModelTreeClustering(Saveable, ClusterMixin, BaseEstimator):
         whole = all(len(Z) == len(positions) - 1 for positions, Z in merges)
         self.linkage_ = join(merges, n_models) if whole else None
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = True
         tags.input_tags.three_d_array = True

@@ -1,8 +1,10 @@
 """TreeExperts."""
 
 from numbers import Integral
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import (
     BaseEstimator,
     MetaEstimatorMixin,
@@ -12,17 +14,17 @@ from sklearn.base import (
 )
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.utils import check_array, get_tags
-from sklearn.utils.metaestimators import available_if
+from sklearn.utils import Tags, check_array, get_tags
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .._base import all_or_nothing
 from .._labels import check_labels
-from .._sklearn import HasMethods, Interval, _fit_context
+from .._sklearn import HasMethods, Interval, _fit_context, available_if
+from .._typing import Self
 from ..exceptions import MissingLayerError
 from ..io._persistence import Saveable
-from ..weights import ModelCollection, holds_several, layer_names
+from ..weights import ModelCollection, WeightsLike, holds_several, layer_names
 from ._clustering import ModelTreeClustering
 from ._delegation import (
     ask,
@@ -124,7 +126,14 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
         "layer": [None, str],
     }
 
-    def __init__(self, estimator, router=None, *, min_models=10, layer=None):
+    def __init__(
+        self,
+        estimator: Any,
+        router: Any = None,
+        *,
+        min_models: int = 10,
+        layer: str | None = None,
+    ) -> None:
         self.estimator = estimator
         self.router = router
         self.min_models = min_models
@@ -132,7 +141,7 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=False)
     @all_or_nothing
-    def fit(self, W, y=None):
+    def fit(self, W: WeightsLike, y: ArrayLike | None = None) -> Self:
         """Divide the models into trees, and fit an expert for each.
 
         Parameters
@@ -172,10 +181,10 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
             y = np.asarray(y)
         self.router_ = router
         for name in ("n_features_in_", "feature_names_in_", "labels_"):
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
             if hasattr(router, name):
                 setattr(self, name, getattr(router, name))
-        if is_classifier(self):
+        if y is not None and is_classifier(self):
             is_multilabel = type_of_target(y).startswith("multilabel")
             self.classes_ = np.arange(y.shape[1]) if is_multilabel else np.unique(y)
             self._is_multilabel = is_multilabel
@@ -272,7 +281,7 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
             answers.append((rows, answer if join is None else join(expert, answer)))
         return merge_answers(answers, len(trees))
 
-    def predict(self, W, **params):
+    def predict(self, W: WeightsLike, **params: Any) -> np.ndarray:
         """Let each model's own expert predict.
 
         Parameters
@@ -290,7 +299,7 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
         return self._ask(W, "predict", **params)
 
     @available_if(expert_has("predict_proba"))
-    def predict_proba(self, W, **params):
+    def predict_proba(self, W: WeightsLike, **params: Any) -> np.ndarray:
         """Let each model's own expert predict probabilities.
 
         Parameters
@@ -310,7 +319,7 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
         return self._ask(W, "predict_proba", join, **params)
 
     @available_if(expert_has("decision_function"))
-    def decision_function(self, W):
+    def decision_function(self, W: WeightsLike) -> np.ndarray:
         """Let each model's own expert compute decision values.
 
         Parameters
@@ -330,7 +339,7 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
         return decisions[:, 1] if decisions.ndim == 2 else decisions
 
     @available_if(expert_has("transform"))
-    def transform(self, W):
+    def transform(self, W: WeightsLike) -> np.ndarray:
         """Let each model's own expert represent it.
 
         Parameters
@@ -346,7 +355,7 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
         return self._ask(W, "transform", self._pad)
 
     @available_if(expert_has("transform"))
-    def fit_transform(self, W, y=None):
+    def fit_transform(self, W: WeightsLike, y: ArrayLike | None = None) -> np.ndarray:
         """Fit, then represent the same models.
 
         Parameters
@@ -368,7 +377,7 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
         widths = [n_outputs(expert, answer.shape[1]) for expert in self.experts_]
         return np.pad(answer, [(0, 0), (0, max(widths) - answer.shape[1])])
 
-    def score(self, W, y):
+    def score(self, W: WeightsLike, y: ArrayLike) -> float:
         """Score the predictions.
 
         Parameters
@@ -410,7 +419,7 @@ class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
 
         return join
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         expert = get_tags(self.estimator)
         tags.estimator_type = expert.estimator_type

@@ -1,20 +1,31 @@
 """Who descends from whom within a Model Tree."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
+from .._typing import Device, Numbers, RandomState
 from ..probing.deltas import as_dense
 from ..probing.device import as_array, resolve_device
-from ..weights import ModelCollection
+from ..weights import ModelCollection, WeightsLike
 from ._arborescence import minimum_arborescence
 from ._clustering import ModelTreeClustering
 from ._distances import Sketcher, squared_distances
 from ._forms import split_forms
 from ._parts import _rows
+
+if TYPE_CHECKING:
+    import networkx as nx
+    from matplotlib.axes import Axes
+
+    from ..inspection import ModelTreeDisplay
 
 _SKETCH_SIZE = 128
 _STATISTICS = ("norm", "kurtosis")
@@ -53,7 +64,7 @@ class Heritage:
     names: list | None = None
 
     @property
-    def generation_(self):
+    def generation_(self) -> np.ndarray:
         """Number of steps from the root, ``(n_models,)``; 0 for roots."""
         generation = np.zeros(len(self.parents_), dtype=np.int64)
         above = self.parents_.copy()
@@ -62,7 +73,7 @@ class Heritage:
             above = np.where(above >= 0, self.parents_[above], -1)
         return generation
 
-    def to_networkx(self):
+    def to_networkx(self) -> nx.DiGraph:
         """Make a directed graph with an edge from each parent to each child.
 
         Returns
@@ -95,7 +106,7 @@ class Heritage:
                 graph.add_edge(names[parent], names[i], score=float(self.scores_[i]))
         return graph
 
-    def plot(self, ax=None):
+    def plot(self, ax: Axes | None = None) -> ModelTreeDisplay:
         """Draw the trees, roots on top; needs matplotlib.
 
         Parameters
@@ -114,16 +125,16 @@ class Heritage:
 
 
 def recover_heritage(
-    W,
-    n_trees=1,
+    W: WeightsLike,
+    n_trees: int | None = 1,
     *,
-    statistic="norm",
-    direction_weight=0.0,
-    roots=None,
-    layer=None,
-    device="auto",
-    random_state=0,
-):
+    statistic: Literal["norm", "kurtosis"] | Numbers = "norm",
+    direction_weight: float = 0.0,
+    roots: int | Sequence[int] | None = None,
+    layer: str | None = None,
+    device: Device = "auto",
+    random_state: RandomState = 0,
+) -> Heritage:
     r"""Recover who was fine-tuned from whom.
 
     A model is closer to its parent than to any other model that is not its own

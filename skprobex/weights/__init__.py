@@ -6,6 +6,8 @@ from ._layer import LayerWeights
 from ._low_rank import LowRankWeights
 from ._several import SeveralLayers
 from ._validation import (
+    Layers,
+    WeightsLike,
     check_weight_shape,
     holds_several,
     layer_names,
@@ -19,9 +21,11 @@ from ._validation import (
 __all__ = [
     "DenseWeights",
     "LayerWeights",
+    "Layers",
     "LowRankWeights",
     "ModelCollection",
     "SeveralLayers",
+    "WeightsLike",
     "check_weight_shape",
     "holds_several",
     "layer_names",

@@ -5,15 +5,21 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 
+from .._typing import Numbers, Selection, Self
 from ..exceptions import MissingLayerError
 from ._metadata import encode_labels
-from ._stores import InFiles, InMemory
+from ._stores import InFiles, InMemory, LayerInfo
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _N_NAMED = 5
 _N_ROWS = 20
@@ -65,17 +71,28 @@ class ModelCollection:
     array(['a', 'a'], dtype='<U1')
     """
 
-    def __init__(self, names, metadata, store, on_missing="raise"):
+    def __init__(
+        self,
+        names: Iterable[str],
+        metadata: Iterable[dict[str, Any]],
+        store: InMemory | InFiles,
+        on_missing: Literal["raise", "drop"] = "raise",
+    ) -> None:
         self.names = list(names)
         self.metadata = list(metadata)
         self._store = store
         self._on_missing = on_missing
-        self._layers = None
+        self._layers: dict[str, LayerInfo] | None = None
         # Layers whose dropped models have been told of.
-        self._said = set()
+        self._said: set[str] = set()
 
     @classmethod
-    def from_layers(cls, layers, names=None, metadata=None):
+    def from_layers(
+        cls,
+        layers: Mapping[str, Numbers],
+        names: Sequence[str] | None = None,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Self:
         """Make a collection in memory.
 
         Parameters
@@ -124,8 +141,7 @@ class ModelCollection:
                 )
         if not all(isinstance(entry, Mapping) for entry in metadata):
             raise ValueError("metadata must hold one dict per model.")
-        metadata = [dict(entry) for entry in metadata]
-        return cls(map(str, names), metadata, InMemory(layers))
+        return cls(map(str, names), map(dict, metadata), InMemory(layers))
 
     @classmethod
     def _from_models(cls, models, on_missing):
@@ -142,18 +158,18 @@ class ModelCollection:
         return cls._from_models(models, first._on_missing)
 
     @property
-    def layers(self):
+    def layers(self) -> dict[str, LayerInfo]:
         if self._layers is None:
             found = self._store.layers()
             self._layers = {name: found[name] for name in sorted(found, key=_natural)}
         return self._layers
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int]:
         return (len(self.names), len(self.layers))
 
     @property
-    def groups(self):
+    def groups(self) -> np.ndarray:
         bases = [base_model(entry) for entry in self.metadata]
         keys = list(zip(self._store.architectures(), bases, strict=True))
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
@@ -162,10 +178,16 @@ class ModelCollection:
         number = {key: i for i, key in enumerate(order)}
         return np.array([number[key] for key in keys], dtype=np.int64)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, key):
+    @overload
+    def __getitem__(self, key: str) -> Any: ...
+
+    @overload
+    def __getitem__(self, key: int | np.integer | Selection) -> ModelCollection: ...
+
+    def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
             return self._layer(key)
         if isinstance(key, tuple):
@@ -187,13 +209,13 @@ class ModelCollection:
             raise IndexError("Models are indexed along one axis.")
         return self._take(positions)
 
-    def __iter__(self):
+    def __iter__(self) -> NoReturn:
         raise TypeError(
             "A collection is not iterated over: take models.names, models.layers or "
             "models[layer]."
         )
 
-    def __contains__(self, layer):
+    def __contains__(self, layer: object) -> bool:
         return layer in self.layers
 
     def _take(self, positions, layers=None):
@@ -227,7 +249,7 @@ class ModelCollection:
             )
         return self._store.take(kept).layer(name)
 
-    def labels(self, key):
+    def labels(self, key: str) -> Any:
         """Turn one metadata entry of all models into `y`.
 
         Parameters
@@ -253,7 +275,7 @@ class ModelCollection:
             raise ValueError(f"No model has metadata {key!r}. There are: {known}.")
         return encode_labels(values, key, self.names)
 
-    def to_frame(self):
+    def to_frame(self) -> pd.DataFrame:
         """Return the metadata as a table.
 
         Returns
@@ -277,8 +299,14 @@ class ModelCollection:
         return pd.DataFrame.from_records(self.metadata, index=index)
 
     def select(
-        self, names=None, *, mask=None, metadata=None, layers=None, on_missing="raise"
-    ):
+        self,
+        names: str | Sequence[str] | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        layers: str | Sequence[str] | None = None,
+        on_missing: Literal["raise", "drop"] = "raise",
+    ) -> ModelCollection:
         """Select models, layers, or both.
 
         Parameters
@@ -336,7 +364,7 @@ class ModelCollection:
                 selected = selected._take(selected._store.with_layer(name))
         return selected
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"ModelCollection({len(self)} models, {len(self.layers)} layers)"
 
     def _repr_html_(self):

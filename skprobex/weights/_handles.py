@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class StoredModel(NamedTuple):
@@ -23,7 +23,7 @@ class LayerHandle(NamedTuple):
 
     name: str
     sources: tuple
-    spec: object
+    spec: Any  # one of `io._specs`
 
     def read(self):
         """Read a tensor, or a pair of factors."""

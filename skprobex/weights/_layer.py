@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
+from .._typing import Selection, Self
 from ..exceptions import MissingLayerError
 from ..probing.deltas import LowRankBatch
 from ..probing.device import as_array
 from ._dense import BATCH_BYTES
 from ._handles import LayerHandle
+
+if TYPE_CHECKING:
+    from ._low_rank import LowRankWeights
 
 # Reading is waiting, mostly: more threads than cores.
 _N_THREADS = 8
@@ -52,7 +59,7 @@ class LayerWeights:
     ModelCollection : Where these come from, as ``models[layer]``.
     """
 
-    def __init__(self, layer, handles):
+    def __init__(self, layer: str, handles: Iterable[LayerHandle]) -> None:
         self.layer = layer
         self._handles = list(handles)
         check_one_form(layer, self._handles)
@@ -62,32 +69,32 @@ class LayerWeights:
         self.dtype = np.dtype(np.result_type(*{s.dtype for s in specs} or {np.float32}))
 
     @property
-    def names(self):
+    def names(self) -> list[str]:
         return [handle.name for handle in self._handles]
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         return (len(self._handles), *self._weight_shape)
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         return len(self.shape)
 
     @property
-    def lifted_shape(self):
+    def lifted_shape(self) -> tuple[int, int, int]:
         """``(n_models, d_out, d_in)``, the shape of what `batches` yields."""
         d_out = self._weight_shape[0] if self._weight_shape else 1
         return (len(self._handles), d_out, math.prod(self._weight_shape[1:]))
 
     @property
-    def rank(self):
+    def rank(self) -> int | None:
         """Largest rank of low-rank layers; None of others."""
         if not self.is_low_rank:
             return None
         return max(handle.spec.rank for handle in self._handles)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of all that `load` reads."""
         _, d_out, d_in = self.lifted_shape
         if self.is_low_rank:
@@ -97,14 +104,20 @@ class LayerWeights:
         return n_values * self.dtype.itemsize
 
     @property
-    def compute_dtype(self):
+    def compute_dtype(self) -> torch.dtype:
         """torch.float64 for float64 files, else torch.float32."""
         return torch.float64 if self.dtype == np.float64 else torch.float32
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._handles)
 
-    def __getitem__(self, key):
+    @overload
+    def __getitem__(self, key: int | np.integer) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, key: Selection) -> Self: ...
+
+    def __getitem__(self, key: Any) -> Any:
         if isinstance(key, tuple):
             key, *rest = key
             if any(k is not Ellipsis and k != slice(None) for k in rest):
@@ -124,10 +137,12 @@ class LayerWeights:
         selected._handles = [self._handles[i] for i in positions]
         return selected
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[np.ndarray]:
         return (self[i] for i in range(len(self)))
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(
+        self, dtype: DTypeLike | None = None, copy: bool | None = None
+    ) -> np.ndarray:
         if copy is False:
             raise ValueError("Weights in files cannot be made an array without a copy.")
         dtype = self.dtype if dtype is None else np.dtype(dtype)
@@ -136,7 +151,7 @@ class LayerWeights:
             array[i] = as_array(read)
         return array
 
-    def load(self):
+    def load(self) -> np.ndarray | LowRankWeights:
         """Read everything.
 
         Returns
@@ -153,7 +168,9 @@ class LayerWeights:
             [as_array(b) for b, _ in factors], [as_array(a) for _, a in factors]
         )
 
-    def batches(self, device, dtype=None):
+    def batches(
+        self, device: torch.device, dtype: torch.dtype | None = None
+    ) -> Iterator[torch.Tensor | LowRankBatch]:
         """Yield the models in order, as finite tensors on a device.
 
         Files are read by threads, one batch ahead of the one in use; what is held
@@ -183,7 +200,7 @@ class LayerWeights:
         dtype = self.compute_dtype if dtype is None else dtype
         parts = [shard._handles for shard in self.shards(dtype)]
         executor = ThreadPoolExecutor(min(_N_THREADS, max(1, len(self))))
-        ahead = deque()
+        ahead: deque[Any] = deque()
         try:
             for number, handles in enumerate(parts):
                 while len(ahead) < 2 and number + len(ahead) < len(parts):
@@ -201,7 +218,7 @@ class LayerWeights:
             # Left half-way, or a file failed: do not read the rest.
             executor.shutdown(cancel_futures=True)
 
-    def shards(self, dtype):
+    def shards(self, dtype: torch.dtype) -> list[Self]:
         """Divide the models into those of each batch; nothing is read.
 
         Parameters
@@ -259,7 +276,7 @@ class LayerWeights:
         finally:
             executor.shutdown(cancel_futures=True)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         kind = "low-rank, " if self.is_low_rank else ""
         shape = " x ".join(map(str, self._weight_shape)) or "scalar"
         return f"LayerWeights({self.layer!r}, {len(self)} models, {kind}{shape})"

@@ -1,10 +1,16 @@
 """LowRankWeights: LoRA layers as the factors they are stored as."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, DTypeLike
 
+from .._typing import Numbers, Selection, Self
 from ..probing.deltas import LowRankBatch
 from ..probing.device import as_tensor
 from ._dense import BATCH_BYTES, check_finite, check_numeric, compute_dtype
@@ -67,7 +73,7 @@ class LowRankWeights:
     # What errors call it: one of several layers says which.
     title = "W"
 
-    def __init__(self, B, A, scale=1.0):
+    def __init__(self, B: Numbers, A: Numbers, scale: ArrayLike = 1.0) -> None:
         B, A = _stack(B, A)
         if B.ndim != 3 or A.ndim != 3 or len(B) != len(A) or B.shape[2] != A.shape[1]:
             raise ValueError(
@@ -92,29 +98,35 @@ class LowRankWeights:
         self.B, self.A, self.scale = B, A, scale
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int, int]:
         return (len(self.B), self.B.shape[1], self.A.shape[2])
 
     lifted_shape = shape
 
     @property
-    def rank(self):
+    def rank(self) -> int:
         return self.B.shape[2]
 
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype:
         """dtype of the products: float64 where the factors are, else float32."""
         is_double = self.compute_dtype == torch.float64
         return np.dtype(np.float64 if is_double else np.float32)
 
     @property
-    def compute_dtype(self):
+    def compute_dtype(self) -> torch.dtype:
         return compute_dtype(self.B.dtype)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.B)
 
-    def __getitem__(self, key):
+    @overload
+    def __getitem__(self, key: int | np.integer) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, key: Selection) -> LowRankWeights: ...
+
+    def __getitem__(self, key: Any) -> Any:
         if isinstance(key, tuple):
             if any(part is not Ellipsis and part != slice(None) for part in key[1:]):
                 raise IndexError("LowRankWeights are indexed by model only.")
@@ -131,20 +143,22 @@ class LowRankWeights:
             key = key if key.dtype == bool else key.astype(np.intp)
         return LowRankWeights(self.B[key], self.A[key], self.scale[key])
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(
+        self, dtype: DTypeLike | None = None, copy: bool | None = None
+    ) -> np.ndarray:
         if copy is False:
             raise ValueError("LowRankWeights cannot become an array without a copy.")
         dense = self.to_dense()
         return dense if dtype is None else dense.astype(dtype, copy=False)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         n_models, d_out, d_in = self.shape
         return (
             f"LowRankWeights({n_models} models, {d_out} x {d_in}, rank {self.rank}, "
             f"{self.dtype})"
         )
 
-    def to_dense(self):
+    def to_dense(self) -> np.ndarray:
         """Multiply the factors.
 
         Returns
@@ -160,7 +174,9 @@ class LowRankWeights:
             start += len(B)
         return dense
 
-    def batches(self, device, dtype=None):
+    def batches(
+        self, device: torch.device, dtype: torch.dtype | None = None
+    ) -> Iterator[LowRankBatch]:
         """Yield the models in order, in batches of finite factors.
 
         Parameters
@@ -195,7 +211,7 @@ class LowRankWeights:
             yield LowRankBatch(B, A)
 
     @classmethod
-    def concatenate(cls, parts):
+    def concatenate(cls, parts: Sequence[LowRankWeights]) -> Self:
         """Join several, models after models; ranks may differ.
 
         Parameters

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -12,12 +13,17 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import Bunch
 from sklearn.utils.validation import validate_data
 
+from .._typing import Numbers
 from ..exceptions import MissingLayerError, UnsupportedFormatError
 from ._collection import ModelCollection, check_is_layer
 from ._dense import DenseWeights, check_numeric
 from ._layer import LayerWeights
 from ._low_rank import LowRankWeights
 from ._several import SeveralLayers
+
+# Several layers of the same models, and all that W can be.
+Layers: TypeAlias = Mapping[str, Numbers] | ModelCollection
+WeightsLike: TypeAlias = Numbers | Layers
 
 # Weights that are taken as they are: they know their lifted shape and their batches.
 CONTAINERS = (LowRankWeights, LayerWeights)
