@@ -12,7 +12,6 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
-from sklearn.linear_model import RidgeClassifierCV, RidgeCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
@@ -388,6 +387,8 @@ def make_dense_expert(
     >>> bool(make_dense_expert().fit(W[:40], y[:40]).score(W[40:], y[40:]) > 0.7)
     True
     """
+    from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+
     ridges = {"classification": RidgeClassifierCV, "regression": RidgeCV}
     if task not in ridges:
         raise ValueError(f"task must be one of {sorted(ridges)}, got {task!r}.")

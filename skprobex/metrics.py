@@ -5,9 +5,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
 from ._typing import Numbers
@@ -104,9 +102,13 @@ def mean_one_class_auc(
                 "needs two: add some, or use detector='knn'."
             )
         if detector == "knn":
+            from sklearn.neighbors import NearestNeighbors
+
             neighbors = NearestNeighbors(n_neighbors=min(n_neighbors, len(own)))
             distances = neighbors.fit(own).kneighbors(Z_test)[0].mean(axis=1)
         else:
+            from sklearn.covariance import LedoitWolf
+
             distances = LedoitWolf().fit(own).mahalanobis(Z_test)
         scores.append(roc_auc_score(is_other, distances))
     return float(np.mean(scores))

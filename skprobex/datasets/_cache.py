@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import get_data_home
 
 from ..io._atomic import replacing
 
@@ -52,6 +51,8 @@ def load_or_build(
         The same arrays, bit for bit, whether read or built.
     """
     try:
+        from sklearn.datasets import get_data_home
+
         folder = Path(get_data_home(data_home)) / "skprobex"
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

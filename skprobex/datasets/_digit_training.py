@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from .._progress import ProgressBar
 from . import _finetune
@@ -177,6 +176,8 @@ def _generation_sizes(n_models, n_generations):
 
 def draw_images(n_classes, rng):
     """Training and held-out images, standardised, ``(n_images, 64)``, and classes."""
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     n_digits = len(digits.target)
     n_turns = -(-n_classes // 10)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.calibration import calibration_curve
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.multiclass import type_of_target
 
@@ -193,6 +192,8 @@ class LabelCalibrationDisplay:
 
         def curve(true, predicted):
             # Every label is 0 or 1, also where all models have it.
+            from sklearn.calibration import calibration_curve
+
             return calibration_curve(
                 true, predicted, pos_label=1, n_bins=n_bins, strategy=strategy
             )

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
@@ -137,6 +135,8 @@ class TextSpaceDisplay:
         T, Z = estimator.encode_text(texts.tolist()), estimator.transform(W)
         both = np.concatenate([T, Z])
         if method == "tsne":
+            from sklearn.manifold import TSNE
+
             reducer = TSNE(
                 metric="cosine",
                 init="random",
@@ -144,6 +144,8 @@ class TextSpaceDisplay:
                 random_state=random_state,
             )
         else:
+            from sklearn.decomposition import PCA
+
             reducer = PCA(n_components=2, random_state=random_state)
         points = reducer.fit_transform(both)
         display = cls(texts, points[: len(T)], points[len(T) :], codes)

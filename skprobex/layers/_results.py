@@ -3,7 +3,6 @@
 import warnings
 
 import numpy as np
-from scipy.stats import rankdata
 from sklearn.exceptions import FitFailedWarning
 
 
@@ -46,6 +45,8 @@ def tabulate(names, results, scorers):
         table[f"std_test_{metric}"] = scores.std(axis=1)
         # Layers without a score come last.
         known = np.where(np.isnan(means), -np.inf, means)
+        from scipy.stats import rankdata
+
         ranks = rankdata(-known, method="min").astype(np.int32)
         table[f"rank_test_{metric}"] = ranks
     return table

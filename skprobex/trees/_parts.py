@@ -4,7 +4,6 @@ import warnings
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from sklearn.utils.extmath import randomized_svd
 
 from ..probing.deltas import mean_weights
@@ -152,6 +151,8 @@ class LowRankTrees:
         *_, axes = randomized_svd(F - self.mean, k, random_state=random_state)
         self.axes = axes.T  # (m, k)
         coordinates = (F - self.mean) @ self.axes
+        from sklearn.cluster import KMeans
+
         kmeans = KMeans(n_trees, n_init=10, random_state=random_state)
         with warnings.catch_warnings():
             # Fewer distinct models than trees are told of by the caller.

@@ -233,7 +233,7 @@ class LayerWeights:
         """
         _, d_out, d_in = self.lifted_shape
         n_values = d_out * d_in
-        if self.is_low_rank:
+        if self.rank is not None:
             n_values = (d_out + d_in) * self.rank
         size = math.ceil(BATCH_BYTES / max(1, n_values * dtype.itemsize))
         return [self[start : start + size] for start in range(0, len(self), size)]
