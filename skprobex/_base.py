@@ -15,8 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 from ._progress import ProgressBar
 from ._sklearn import ClassNamePrefixFeaturesOutMixin, Interval, StrOptions
 from .io._persistence import Saveable
+from .probing import sampling
 from .probing.closed_form import fit_closed_form
-from .probing.deltas import DecomposedDeltas, mean_weights
+from .probing.deltas import DecomposedDeltas, mean_and_sizes
 from .probing.device import as_array, as_tensor, make_generator, resolve_device
 from .probing.spectral import draw_sketch
 from .probing.state import to_tensors
@@ -139,7 +140,11 @@ class BaseExpert(
         ClosedFormExpert
             Of tensors.
         """
-        total = len(W) * len(_by_name(W))
+        n_layers = len(_by_name(W))
+        # Of several layers, those that are not chosen are compared and no more.
+        total = (
+            len(W) if n_layers == 1 else n_layers * min(len(W), sampling.MAX_COMPARED)
+        )
         with ProgressBar(self.verbose, type(self).__name__, total, "model") as bar:
             return fit_closed_form(
                 self._open_layers(W, device, generator, bar.update),
@@ -166,9 +171,9 @@ class BaseExpert(
 
     def _open_layer(self, name, layer, device, generator, dtype, progress=None):
         """Centre a layer's weights, and decompose them batch by batch as asked."""
-        center = self._compute_center(name, layer, device, dtype)
+        center, sizes = self._compute_center(name, layer, device, dtype)
         sketch = draw_sketch(*layer.lifted_shape[1:], generator, dtype, device)
-        return DecomposedDeltas(layer, center, sketch, device, dtype, progress)
+        return DecomposedDeltas(layer, center, sketch, device, dtype, progress, sizes)
 
     def _publish(self, expert):
         """Set the fitted attributes, all at once; they share the expert's memory."""
@@ -232,6 +237,7 @@ class BaseExpert(
         return min(self.n_probes, limit)
 
     def _compute_center(self, name, layer, device, dtype):
+        """Return the centre, and the sizes of the models where they come with it."""
         center = self.center
         if isinstance(center, dict):
             if name is None or name not in center:
@@ -247,14 +253,14 @@ class BaseExpert(
                 "arrays by layer name."
             )
         if center is None:
-            return None
+            return None, None
         if isinstance(center, str):
             # Low-rank weights are deltas from their base already.
             if center == "auto" and layer.is_low_rank:
-                return None
-            return mean_weights(layer, device, dtype)
+                return None, None
+            return mean_and_sizes(layer, device, dtype)
         center = check_weight_shape(center, layer.lifted_shape[1:], "center")
-        return as_tensor(center, dtype, device)
+        return as_tensor(center, dtype, device), None
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -197,11 +197,10 @@ def fit_closed_form(
     for name, deltas in layers:
         if sample is None:
             sample = Sample.draw(deltas, targets, task, sample_weight)
-        probed, features = fit_features(
-            sample.of(deltas), candidates, n_probes, generator
-        )
+        part = sample.of(deltas)
+        probed, features = fit_features(part, candidates, n_probes, generator)
         ridges = sample.ridges(features, alphas)
-        opened[name] = deltas
+        opened[name] = deltas, part
         found = as_blocks(name, deltas, candidates, probed, features)
         if name is None:
             search = search_views if views == "auto" else compare_normalizations
@@ -211,7 +210,8 @@ def fit_closed_form(
         chosen, scores = best_blocks(found, candidates, ridges, views == "auto")
         blocks = keep_best(blocks + chosen)
         view_scores[name], layer_scores[name] = scores, max(scores.values())
-        deltas.forget()
+        part.forget()
+        deltas.progress = part.progress = None
     else:
         features, kernels = zip(*((b.features, b.kernel) for b in blocks), strict=True)
         ridges = sample.ridges(features, alphas, list(kernels))
@@ -221,7 +221,11 @@ def fit_closed_form(
         ridges.settle(choice)
         path, penalty = choice.path, choice.penalty
     else:
-        features = [layer.probe(opened[layer.name]).to(targets) for layer in chosen]
+        # What was compared is not needed any more, and may take as much memory.
+        del blocks, found, features, ridges, choice
+        features = [
+            sample.probe_all(layer, *opened.pop(layer.name)) for layer in chosen
+        ]
         path, penalty = sample.fit_all(
             torch.cat(features, dim=1), targets, task, alphas, sample_weight
         )

@@ -7,7 +7,6 @@ import torch
 from .shards import map_batches
 from .spectral import (
     N_DIRECTIONS,
-    SpectralFactors,
     frobenius_norms,
     thin_svd,
     thin_svd_of_product,
@@ -62,8 +61,46 @@ def mean_weights(weights, device, dtype):
     -------
     Tensor of shape (d_out, d_in)
     """
-    total = sum(map_batches(sum_models, weights, device, dtype))
-    return (total / len(weights)).to(dtype)
+    return mean_and_sizes(weights, device, dtype)[0]
+
+
+def mean_and_sizes(weights, device, dtype):
+    """Mean over models, and sizes of the models, in one pass.
+
+    Returns
+    -------
+    mean : Tensor of shape (d_out, d_in)
+    sizes : Tensor of shape (n_models,)
+        See `sizes_of`.
+    """
+    sums, sizes = zip(*map_batches(sums_and_sizes, weights, device, dtype), strict=True)
+    return (sum(sums) / len(weights)).to(dtype), torch.cat(sizes)
+
+
+def sums_and_sizes(batch):
+    """See `sum_models` and `sizes_of`."""
+    return sum_models(batch), sizes_of(batch)
+
+
+def sizes_of(batch):
+    """A number that tells models apart: their norms, or products of their factors'.
+
+    Rows are measured in the dtype of the batch, and added up in float64: models that
+    differ little have different sizes.
+
+    Parameters
+    ----------
+    batch : Tensor of shape (b, d_out, d_in), or LowRankBatch
+
+    Returns
+    -------
+    Tensor of shape (b,)
+    """
+    sizes = 1.0
+    for part in batch if isinstance(batch, LowRankBatch) else (batch,):
+        rows = torch.linalg.vector_norm(part, dim=2).cpu().double()  # (b, d)
+        sizes = sizes * torch.linalg.vector_norm(rows, dim=1)
+    return sizes
 
 
 def sum_models(batch):
@@ -85,11 +122,6 @@ def sum_models(batch):
 def decompose_models(batch, center, sketch):
     """Centre and decompose a batch of either kind."""
     return decompose(subtract(batch, center), sketch)
-
-
-def centred_norms(batch, center):
-    """Frobenius norms of a batch of either kind, once it is centred, ``(b,)``."""
-    return delta_norms(subtract(batch, center))
 
 
 def root_mean_square(norms):
@@ -153,11 +185,16 @@ class DecomposedDeltas(RepeatedPasses):
     dtype : torch.dtype
     progress : callable, optional
         Called with the number of models decomposed, in the first pass only.
+    sizes : Tensor of shape (n_models,), optional
+        See `sizes_of`, where they are known.
     """
 
-    def __init__(self, weights, center, sketch, device, dtype, progress=None):
+    def __init__(
+        self, weights, center, sketch, device, dtype, progress=None, sizes=None
+    ):
         self.weights, self.center, self.sketch = weights, center, sketch
         self.device, self.dtype, self.progress = device, dtype, progress
+        self._sizes = sizes
 
     @property
     def n_bytes(self):
@@ -170,19 +207,13 @@ class DecomposedDeltas(RepeatedPasses):
                 n_directions = min(n_directions, N_DIRECTIONS)
         return n_models * n_directions * (d_out + d_in) * self.dtype.itemsize
 
-    def norms(self):
-        """Norms of all deltas, which are decomposed only where that is kept.
-
-        Returns
-        -------
-        Tensor of shape (n_models,)
-        """
-        if self.is_kept:
-            return torch.cat([factors.norms for factors in self])
-        parts = map_batches(
-            centred_norms, self.weights, self.device, self.dtype, self.center
-        )
-        return torch.cat(list(parts))
+    @property
+    def sizes(self):
+        """What tells the models apart, see `sizes_of`; ``(n_models,)``."""
+        if self._sizes is None:
+            parts = map_batches(sizes_of, self.weights, self.device, self.dtype)
+            self._sizes = torch.cat(list(parts))
+        return self._sizes
 
     def take(self, models):
         """Only some of the models.
@@ -196,28 +227,14 @@ class DecomposedDeltas(RepeatedPasses):
         -------
         DecomposedDeltas
         """
-        part = DecomposedDeltas(
-            self.weights[models.cpu().numpy()],
+        return DecomposedDeltas(
+            self.weights[models.numpy()],
             self.center,
             self.sketch,
             self.device,
             self.dtype,
+            self.progress,
         )
-        if self._cache is not None:
-            part._cache, start = [], 0
-            for factors in self._cache:
-                stop = start + len(factors.norms)
-                here = models[(models >= start) & (models < stop)] - start
-                part._cache.append(SpectralFactors(*(p[here] for p in factors)))
-                start = stop
-        return part
-
-    def forget(self):
-        """Let go of what was kept; what was not counted yet is counted."""
-        super().forget()
-        if self.progress is not None:
-            self.progress(len(self.weights))
-            self.progress = None
 
     def _compute(self):
         for factors in map_batches(

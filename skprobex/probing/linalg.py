@@ -49,11 +49,25 @@ def gram(rows):
     Only what lies on and above the diagonal is multiplied, in blocks of columns.
     """
     d = rows.shape[1]
-    total = rows.new_empty(d, d)
-    for start in range(0, d, GRAM_BLOCK):
+    return mirror(add_gram(rows.new_zeros(d, d), rows))
+
+
+def add_gram(total, rows):
+    """Add the outer products to what is on and above the diagonal, in place."""
+    for start in range(0, len(total), GRAM_BLOCK):
         block = slice(start, start + GRAM_BLOCK)
-        total[block, start:] = rows[:, block].T @ rows[:, start:]
-    return total.triu() + total.triu(1).T
+        total[block, start:].addmm_(rows[:, block].T, rows[:, start:])
+    return total
+
+
+def mirror(total):
+    """Copy what is above the diagonal below it, in place."""
+    for start in range(0, len(total), GRAM_BLOCK):
+        stop = start + GRAM_BLOCK
+        block = total[start:stop, start:stop]
+        block.copy_(block.triu() + block.triu(1).T)
+        total[stop:, start:stop] = total[start:stop, stop:].T
+    return total
 
 
 def inverse_cholesky(matrix):
@@ -76,10 +90,16 @@ def inverse_cholesky(matrix):
     return torch.from_numpy(inverse.T)
 
 
-def leading_directions(rows, n_directions):
-    """Leading eigenvectors of ``rows.T @ rows``, by subspace iteration.
+def leading_directions(parts, n_directions):
+    """Leading eigenvectors of ``F.T @ F``, F (n, p), by subspace iteration.
 
     Halko, Martinsson & Tropp (2011), algorithm 4.4.
+
+    Parameters
+    ----------
+    parts : callable
+        Yields F, some columns at a time.
+    n_directions : int
 
     Returns
     -------
@@ -87,13 +107,20 @@ def leading_directions(rows, n_directions):
         Descending.
     eigenvectors : Tensor of shape (p, n_directions)
     """
-    p = rows.shape[1]
-    width = min(p, n_directions + N_OVERSAMPLES)
-    test = torch.randn(p, width, generator=torch.Generator().manual_seed(0))
-    basis = test.to(rows)
+    widths = [part.shape[1] for part in parts()]
+    width = min(sum(widths), n_directions + N_OVERSAMPLES)
+    test = torch.randn(sum(widths), width, generator=torch.Generator().manual_seed(0))
+    basis = test.to(next(parts()))
+
+    def see():
+        return sum(
+            part @ rows for part, rows in zip(parts(), basis.split(widths), strict=True)
+        )
+
     for _ in range(N_ITERATIONS):
-        basis = qr(rows.T @ (rows @ basis))[0]
-    seen = rows @ basis
+        seen = see()
+        basis = qr(torch.cat([part.T @ seen for part in parts()]))[0]
+    seen = see()
     eigenvalues, rotation = eigh_descending(seen.T @ seen)
     return eigenvalues[:n_directions], (basis @ rotation)[:, :n_directions]
 

@@ -11,12 +11,17 @@ from typing import NamedTuple
 import torch
 
 from .linalg import (
+    add_gram,
     eigh_descending,
     fix_signs,
-    gram,
     inverse_cholesky,
     leading_directions,
+    mirror,
 )
+
+# Features are centred and widened to float64 so many columns at a time: a copy of all
+# would take more memory than anything else in a fit.
+COLUMNS = 512
 
 
 class Penalty(NamedTuple):
@@ -64,10 +69,12 @@ class Ridge:
 
     @property
     def feature_mean(self):
-        return self.shares @ self.features
+        columns = self.features.split(COLUMNS, dim=1)
+        return torch.cat([self.shares @ part.to(self.shares) for part in columns])
 
-    def _centred_features(self):
-        return (self.features - self.feature_mean) * self._roots
+    def _centred_parts(self):
+        """Centred features, times the roots of the weights, some columns at a time."""
+        return centred_parts(self.features, self.shares, self._roots)
 
     def _centred_targets(self):
         return (self.targets - self.target_mean) * self._roots
@@ -84,7 +91,8 @@ class Ridge:
         coef : Tensor of shape (n_targets, p)
         intercept : Tensor of shape (n_targets,)
         """
-        coef = self._dual(alpha).T @ self._centred_features()
+        dual = self._dual(alpha).T
+        coef = torch.cat([dual @ part for part in self._centred_parts()], dim=1)
         return coef, self.target_mean - coef @ self.feature_mean
 
 
@@ -112,7 +120,7 @@ class RidgePath(Ridge):
         if kernel is not None:
             eigenvalues, vectors = eigh_descending(kernel)
         else:
-            centred = self._centred_features()
+            centred = torch.cat(list(self._centred_parts()), dim=1)
             eigenvalues, vectors = eigh_descending(centred.T @ centred)
             vectors = centred @ vectors / eigenvalues.clamp_min(_eps(features)).sqrt()
         # Directions without variance, such as the mean's own, are rounding errors.
@@ -209,8 +217,9 @@ class RidgePath(Ridge):
         if not len(leading):
             # Models without variance: one direction, so that there is one to return.
             return torch.zeros_like(self.features[:1])
-        products = self.vectors[:, : len(leading)].T @ self._centred_features()
-        return fix_signs(products / leading.sqrt()[:, None])
+        vectors = self.vectors[:, : len(leading)] / leading.sqrt()
+        directions = [vectors.T @ part for part in self._centred_parts()]
+        return fix_signs(torch.cat(directions, dim=1))
 
 
 class CholeskyRidge(Ridge):
@@ -257,22 +266,29 @@ class CholeskyRidge(Ridge):
 
         See `RidgePath.principal_directions`.
         """
-        variances, directions = leading_directions(
-            self._centred_features(), n_components
-        )
+        variances, directions = leading_directions(self._centred_parts, n_components)
         return fix_signs(directions[:, variances > precision * variances[0]].T)
 
 
 def centred_kernel(features, sample_weight=None):
-    """Inner products of centred features, times the roots of the weights.
+    """Inner products of centred features, times the roots of the weights, in float64.
 
     Returns
     -------
     Tensor of shape (n_models, n_models)
     """
-    shares, roots = _shares_and_roots(features, sample_weight)
-    centred = (features - shares @ features).mul_(roots)
-    return gram(centred.T)
+    shares, roots = _shares_and_roots(features[:, :0].double(), sample_weight)
+    total = shares.new_zeros(len(features), len(features))
+    for part in centred_parts(features, shares, roots):
+        add_gram(total, part.T)
+    return mirror(total)
+
+
+def centred_parts(features, shares, roots):
+    """Yield centred features in the dtype of the shares, some columns at a time."""
+    for columns in features.split(COLUMNS, dim=1):
+        columns = columns.to(shares)
+        yield (columns - shares @ columns).mul_(roots)
 
 
 def _shares_and_roots(features, sample_weight):

@@ -30,22 +30,22 @@ class Sample:
     ----------
     models : Tensor of int, shape (n_sampled,) or None
         Their positions, ascending. None: all models.
-    norms : Tensor of shape (n_models,) or None
-        Of the deltas of all models, where some are sampled.
+    sizes : Tensor of shape (n_models,) or None
+        Of all models, where some are sampled.
     targets : Tensor of shape (n_sampled, n_targets)
     task : one of ``tasks.TASKS``, or Naming
     sample_weight : Tensor of shape (n_sampled,) or None
     """
 
     models: torch.Tensor | None
-    norms: torch.Tensor | None
+    sizes: torch.Tensor | None
     targets: torch.Tensor
     task: object
     sample_weight: torch.Tensor | None
 
     @classmethod
     def draw(cls, deltas, targets, task, sample_weight):
-        """Choose the models by the norms of their deltas, where there are too many.
+        """Choose some of the models, where there are too many.
 
         Parameters
         ----------
@@ -55,8 +55,7 @@ class Sample:
         """
         if len(targets) <= MAX_COMPARED:
             return cls(None, None, targets, task, sample_weight)
-        norms = deltas.norms()
-        models = choose_models(MAX_COMPARED, norms, targets, task)
+        models = choose_models(MAX_COMPARED, deltas.sizes, targets, task)
         if isinstance(task, Naming):
             task = task.take(models)
             targets = task.targets
@@ -64,11 +63,31 @@ class Sample:
             targets = targets[models]
         if sample_weight is not None:
             sample_weight = sample_weight[models]
-        return cls(models, norms, targets, task, sample_weight)
+        return cls(models, deltas.sizes, targets, task, sample_weight)
 
     def of(self, deltas):
         """Deltas of the sample alone."""
         return deltas if self.models is None else deltas.take(self.models)
+
+    def probe_all(self, layer, deltas, part):
+        """Probe all models; what is known of the sample is not computed again.
+
+        Parameters
+        ----------
+        layer : ProbedLayer
+        deltas, part : DecomposedDeltas
+            Of all models, and of the sample.
+
+        Returns
+        -------
+        Tensor of shape (n_models, n_features)
+        """
+        is_sampled = torch.zeros(len(self.sizes), dtype=torch.bool)
+        is_sampled[self.models] = True
+        rest = layer.probe(deltas.take((~is_sampled).nonzero().squeeze(1)))
+        features = rest.new_empty(len(is_sampled), rest.shape[1])
+        features[~is_sampled], features[is_sampled] = rest, layer.probe(part)
+        return features
 
     def ridges(self, features, alphas, kernels=None):
         """Ridges on candidates' features of the sample."""
@@ -91,28 +110,30 @@ class Sample:
         RidgePath or CholeskyRidge
         Penalty
         """
+        features = features.to(targets.device)
         is_large = MAX_DECOMPOSED < len(features) <= features.shape[1]
         if is_large and not isinstance(task, Naming):
-            some = choose_models(MAX_DECOMPOSED, self.norms, targets, task)
+            some = choose_models(MAX_DECOMPOSED, self.sizes, targets, task)
             weight = None if sample_weight is None else sample_weight[some]
-            start = RidgePath(features[some], targets[some], weight)
+            start = RidgePath(features[some].to(targets), targets[some], weight)
             ridge = CholeskyRidge(features, targets, sample_weight)
             return ridge, climb(ridge, task, alphas, start)
-        path = RidgePath(features, targets, sample_weight)
+        path = RidgePath(features.to(targets), targets, sample_weight)
         return path, choose_penalty(path, task, alphas)
 
 
-def choose_models(n_chosen, norms, targets, task):
+def choose_models(n_chosen, sizes, targets, task):
     """Choose models that stand for all, whatever order they come in.
 
-    They are spread evenly over the norms of the deltas. Half of them are shared out
+    They are spread evenly over the sizes of the models. Half of them are shared out
     between the classes, so that the rare ones are heard.
 
     Parameters
     ----------
     n_chosen : int
         Fewer than there are.
-    norms : Tensor of shape (n_models,)
+    sizes : Tensor of shape (n_models,)
+        See `deltas.sizes_of`.
     targets : Tensor of shape (n_models, n_targets)
     task : one of ``tasks.TASKS``, or Naming
 
@@ -121,10 +142,10 @@ def choose_models(n_chosen, norms, targets, task):
     Tensor of int, shape (at most n_chosen,)
         Positions, ascending.
     """
-    norms, targets = norms.cpu().double(), targets.cpu()
-    # Models of one norm come in the order of their targets.
-    order = torch.from_numpy(np.lexsort((*targets.T.numpy(), norms.numpy())))
-    frequency = torch.full_like(norms, 1 / len(norms))
+    targets = targets.cpu()
+    # Models of one size come in the order of their targets.
+    order = torch.from_numpy(np.lexsort((*targets.T.numpy(), sizes.numpy())))
+    frequency = torch.full_like(sizes, 1 / len(sizes))
     if task in ("binary", "multiclass", "multilabel"):
         in_class = (targets > 0).double()
         rarity = (in_class / in_class.sum(dim=0).clamp_min(1)).sum(dim=1)
