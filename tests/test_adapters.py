@@ -220,6 +220,40 @@ def test_scale_needs_no_metadata_but_follows_the_configuration(tmp_path):
     )
 
 
+CONVERTED = f"lora_unet_unet_{TO_Q}_processor_to_out_lora"
+
+
+@pytest.mark.parametrize(
+    "family, alpha_key",
+    [
+        ("diffusers 0.2x", f"{UNET}to_out.0.alpha"),
+        ("diffusers 0.2x", f"{UNET}to_out.0.lora.alpha"),
+        ("diffusers old", f"{UNET}to_out_lora.alpha"),
+        ("diffusers old", f"{UNET}to_out.alpha"),
+        ("text encoder old", f"{CLIP}q_proj.alpha"),
+        ("text encoder old", f"{CLIP}q_proj.lora_linear_layer.alpha"),
+        ("converted twice", f"{CONVERTED}.alpha"),
+        ("converted twice", f"{CONVERTED.removesuffix('_lora')}.alpha"),
+    ],
+)
+def test_all_places_of_alpha(tmp_path, family, alpha_key):
+    down_key, up_key, _, name, _ = FAMILIES[family]
+    up, down = factors()
+    tensors = {down_key: down, up_key: up, alpha_key: torch.tensor(3.0)}
+    deltas = opened(write(tmp_path, tensors))
+    assert list(deltas) == [name]
+    assert_close(deltas[name], 3 / 2 * (up @ down).numpy())
+
+
+@pytest.mark.parametrize("family", ["diffusers 0.2x", "diffusers old", "kohya unet"])
+def test_a_configuration_of_peft_says_nothing_of_other_families(tmp_path, family):
+    down_key, up_key, _, name, _ = FAMILIES[family]
+    up, down = factors()
+    config = {"lora_alpha": 64, "fan_in_fan_out": True}
+    deltas = opened(write(tmp_path, {down_key: down, up_key: up}, config=config))
+    assert_close(deltas[name], (up @ down).numpy())
+
+
 def test_config_of_diffusers_in_the_header(tmp_path):
     up, down = factors()
     tensors = {f"{UNET}to_q.lora_A.weight": down, f"{UNET}to_q.lora_B.weight": up}

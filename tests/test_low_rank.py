@@ -58,6 +58,54 @@ def test_ranks_may_differ():
     np.testing.assert_allclose(joined.to_dense(), [*expected, expected[0]])
 
 
+@pytest.mark.parametrize(
+    "dtype, n_at_once", [(None, 7), (torch.float32, 14), (torch.float64, 7)]
+)
+def test_batches_are_bounded(monkeypatch, dtype, n_at_once):
+    W, _ = draw()
+    expected = np.stack([s * b @ a for s, b, a in zip(W.scale, W.B, W.A, strict=True)])
+    # Room for seven models in double precision: rank 3, 20 x 16.
+    monkeypatch.setattr("skprobex.weights._low_rank.BATCH_BYTES", 7 * 3 * (20 + 16) * 8)
+    batches = list(W.batches(torch.device("cpu"), dtype))
+    sizes = [len(batch.B) for batch in batches]
+    assert set(sizes[:-1]) == {n_at_once} and sum(sizes) == 40
+    products = torch.cat([batch.B @ batch.A for batch in batches])
+    assert products.dtype == (dtype or torch.float64)
+    np.testing.assert_allclose(products, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(W.to_dense(), expected)
+    for factor in "BA":
+        broken = W[:]
+        setattr(broken, factor, getattr(W, factor).copy())
+        getattr(broken, factor)[30, 1, 2] = np.inf
+        with pytest.raises(ValueError, match=f"factor {factor} of W .*model 30"):
+            list(broken.batches(torch.device("cpu"), dtype))
+
+
+def test_a_batch_has_one_model_at_least(monkeypatch):
+    W, _ = draw(3)
+    monkeypatch.setattr("skprobex.weights._low_rank.BATCH_BYTES", 1)
+    assert [len(batch.B) for batch in W.batches(torch.device("cpu"))] == [1, 1, 1]
+
+
+def test_lists_hold_what_arrays_may():
+    up, down = torch.ones(4, 2, requires_grad=True), np.ones((2, 3), np.float16)
+    W = LowRankWeights([up, up], [down, down])
+    np.testing.assert_array_equal(W.to_dense(), np.full((2, 4, 3), 2.0))
+    for imaginary in (down * 1j, torch.from_numpy(down * 1j)):
+        with pytest.raises(ValueError, match="omplex"):
+            LowRankWeights([up], [imaginary])
+
+
+def test_mixed_precisions_are_computed_in_the_wider():
+    single, double = np.ones((1, 2, 2), np.float32), np.ones((1, 2, 2))
+    assert LowRankWeights(single, single).dtype == np.float32
+    assert LowRankWeights(double, double).dtype == np.float64
+    lists = LowRankWeights([single[0], double[0]], [single[0], single[0]])
+    assert lists.dtype == np.float64 and lists.B.dtype == np.float64
+    assert LowRankWeights([single[0]], [single[0]]).B.dtype == np.float32
+    np.testing.assert_array_equal(lists.to_dense(), np.full((2, 2, 2), 2.0))
+
+
 @pytest.mark.parametrize("solver", ["ridge", "adam"])
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("view", VIEWS)
