@@ -254,6 +254,30 @@ def test_a_configuration_of_peft_says_nothing_of_other_families(tmp_path, family
     assert_close(deltas[name], (up @ down).numpy())
 
 
+@pytest.mark.parametrize("module", ["layers.1", "layers.1.q", "model.layers.1", "1"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "layers.1",
+        r"^layers\.1",
+        "^layers.1.q",
+        ".*q",
+        r"^(model\.)?layers\.1",
+        "ayers.1",
+    ],
+)
+def test_patterns_match_what_they_match_in_peft(tmp_path, pattern, module):
+    from peft.utils.other import get_pattern_key
+
+    up, down = factors()
+    tensors = {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+    config = {"lora_alpha": 2, "alpha_pattern": {pattern: 10}}
+    deltas = opened(write(tmp_path, tensors, config=config))
+    # Where none matches, PEFT returns the module.
+    scale = 5 if get_pattern_key([pattern], module) == pattern else 1
+    assert_close(deltas[f"{module}.weight"], scale * (up @ down).numpy())
+
+
 def test_config_of_diffusers_in_the_header(tmp_path):
     up, down = factors()
     tensors = {f"{UNET}to_q.lora_A.weight": down, f"{UNET}to_q.lora_B.weight": up}
