@@ -278,6 +278,15 @@ def test_patterns_match_what_they_match_in_peft(tmp_path, pattern, module):
     assert_close(deltas[f"{module}.weight"], scale * (up @ down).numpy())
 
 
+def test_patterns_that_are_none_are_passed_over(tmp_path):
+    up, down = factors()
+    tensors = {"layers.1.lora_A.weight": down, "layers.1.lora_B.weight": up}
+    for patterns, scale in (({"(": 10}, 1), ({"(": 10, "layers.1": 6}, 3), ([6], 1)):
+        config = {"lora_alpha": 2, "alpha_pattern": patterns}
+        deltas = opened(write(tmp_path, tensors, config=config))
+        assert_close(deltas["layers.1.weight"], scale * (up @ down).numpy())
+
+
 def test_config_of_diffusers_in_the_header(tmp_path):
     up, down = factors()
     tensors = {f"{UNET}to_q.lora_A.weight": down, f"{UNET}to_q.lora_B.weight": up}

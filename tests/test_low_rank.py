@@ -46,6 +46,28 @@ def test_indexing_returns_its_own_kind(key):
         W[key, 3]
 
 
+@pytest.mark.parametrize("as_factor", [np.asarray, torch.from_numpy])
+def test_every_kind_of_integer_selects_models(as_factor):
+    W, _ = draw(4)
+    W = LowRankWeights(as_factor(W.B), as_factor(W.A), W.scale)
+    # torch takes bytes for a mask.
+    for dtype in (np.uint8, np.int8, np.int64):
+        part = W[np.array([1, 0, 1, 3], dtype)]
+        np.testing.assert_array_equal(part.to_dense(), W.to_dense()[[1, 0, 1, 3]])
+    assert len(W[[]]) == 0
+    for key in ([0.0, 1.0], [[0, 1]], ["0"]):
+        with pytest.raises(IndexError, match="Models are selected by"):
+            W[key]
+
+
+def test_arrays_have_the_precision_of_the_factors():
+    B, A = np.ones((2, 3, 1), np.float32), np.ones((2, 1, 3), np.float32)
+    assert np.asarray(LowRankWeights(B, A)).dtype == np.float32
+    assert LowRankWeights(B, A).__array__(np.float64).dtype == np.float64
+    with pytest.raises(ValueError, match="without a copy"):
+        LowRankWeights(B, A).__array__(copy=False)
+
+
 def test_ranks_may_differ():
     rng = np.random.default_rng(0)
     ranks = [1, 4, 2]
@@ -192,6 +214,7 @@ def test_half_precision_tensors():
         ),
         ([np.ones((4, 2))], [], 1, "B holds 1 models and A 0"),
         (np.ones((3, 4, 2)), np.ones((3, 2, 5)), [1, 2], "one for each of 3 models"),
+        (np.ones((3, 4, 2)), np.ones((3, 2, 5)), [1, np.inf, 1], "model 1 is inf"),
     ],
 )
 def test_factors_that_do_not_fit(B, A, scale, message):
