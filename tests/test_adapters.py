@@ -220,6 +220,73 @@ def test_scale_needs_no_metadata_but_follows_the_configuration(tmp_path):
     )
 
 
+CONVERTED = f"lora_unet_unet_{TO_Q}_processor_to_out_lora"
+
+
+@pytest.mark.parametrize(
+    "family, alpha_key",
+    [
+        ("diffusers 0.2x", f"{UNET}to_out.0.alpha"),
+        ("diffusers 0.2x", f"{UNET}to_out.0.lora.alpha"),
+        ("diffusers old", f"{UNET}to_out_lora.alpha"),
+        ("diffusers old", f"{UNET}to_out.alpha"),
+        ("text encoder old", f"{CLIP}q_proj.alpha"),
+        ("text encoder old", f"{CLIP}q_proj.lora_linear_layer.alpha"),
+        ("converted twice", f"{CONVERTED}.alpha"),
+        ("converted twice", f"{CONVERTED.removesuffix('_lora')}.alpha"),
+    ],
+)
+def test_all_places_of_alpha(tmp_path, family, alpha_key):
+    down_key, up_key, _, name, _ = FAMILIES[family]
+    up, down = factors()
+    tensors = {down_key: down, up_key: up, alpha_key: torch.tensor(3.0)}
+    deltas = opened(write(tmp_path, tensors))
+    assert list(deltas) == [name]
+    assert_close(deltas[name], 3 / 2 * (up @ down).numpy())
+
+
+@pytest.mark.parametrize("family", ["diffusers 0.2x", "diffusers old", "kohya unet"])
+def test_a_configuration_of_peft_says_nothing_of_other_families(tmp_path, family):
+    down_key, up_key, _, name, _ = FAMILIES[family]
+    up, down = factors()
+    config = {"lora_alpha": 64, "fan_in_fan_out": True}
+    deltas = opened(write(tmp_path, {down_key: down, up_key: up}, config=config))
+    assert_close(deltas[name], (up @ down).numpy())
+
+
+@pytest.mark.parametrize("module", ["layers.1", "layers.1.q", "model.layers.1", "1"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "layers.1",
+        r"^layers\.1",
+        "^layers.1.q",
+        ".*q",
+        r"^(model\.)?layers\.1",
+        "ayers.1",
+    ],
+)
+def test_patterns_match_what_they_match_in_peft(tmp_path, pattern, module):
+    from peft.utils.other import get_pattern_key
+
+    up, down = factors()
+    tensors = {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+    config = {"lora_alpha": 2, "alpha_pattern": {pattern: 10}}
+    deltas = opened(write(tmp_path, tensors, config=config))
+    # Where none matches, PEFT returns the module.
+    scale = 5 if get_pattern_key([pattern], module) == pattern else 1
+    assert_close(deltas[f"{module}.weight"], scale * (up @ down).numpy())
+
+
+def test_patterns_that_are_none_are_passed_over(tmp_path):
+    up, down = factors()
+    tensors = {"layers.1.lora_A.weight": down, "layers.1.lora_B.weight": up}
+    for patterns, scale in (({"(": 10}, 1), ({"(": 10, "layers.1": 6}, 3), ([6], 1)):
+        config = {"lora_alpha": 2, "alpha_pattern": patterns}
+        deltas = opened(write(tmp_path, tensors, config=config))
+        assert_close(deltas["layers.1.weight"], scale * (up @ down).numpy())
+
+
 def test_config_of_diffusers_in_the_header(tmp_path):
     up, down = factors()
     tensors = {f"{UNET}to_q.lora_A.weight": down, f"{UNET}to_q.lora_B.weight": up}
@@ -506,7 +573,7 @@ def test_fan_in_fan_out_of_a_real_gpt2(tmp_path, use_rslora):
         lora_alpha=7,
     )
     model = peft.get_peft_model(model, config)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
     expected = peft_deltas(model)
     deltas = opened(tmp_path)
     assert deltas.keys() == expected.keys()

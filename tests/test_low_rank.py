@@ -46,6 +46,28 @@ def test_indexing_returns_its_own_kind(key):
         W[key, 3]
 
 
+@pytest.mark.parametrize("as_factor", [np.asarray, torch.from_numpy])
+def test_every_kind_of_integer_selects_models(as_factor):
+    W, _ = draw(4)
+    W = LowRankWeights(as_factor(W.B), as_factor(W.A), W.scale)
+    # torch takes bytes for a mask.
+    for dtype in (np.uint8, np.int8, np.int64):
+        part = W[np.array([1, 0, 1, 3], dtype)]
+        np.testing.assert_array_equal(part.to_dense(), W.to_dense()[[1, 0, 1, 3]])
+    assert len(W[[]]) == 0
+    for key in ([0.0, 1.0], [[0, 1]], ["0"]):
+        with pytest.raises(IndexError, match="Models are selected by"):
+            W[key]
+
+
+def test_arrays_have_the_precision_of_the_factors():
+    B, A = np.ones((2, 3, 1), np.float32), np.ones((2, 1, 3), np.float32)
+    assert np.asarray(LowRankWeights(B, A)).dtype == np.float32
+    assert LowRankWeights(B, A).__array__(np.float64).dtype == np.float64
+    with pytest.raises(ValueError, match="without a copy"):
+        LowRankWeights(B, A).__array__(copy=False)
+
+
 def test_ranks_may_differ():
     rng = np.random.default_rng(0)
     ranks = [1, 4, 2]
@@ -56,6 +78,54 @@ def test_ranks_may_differ():
     np.testing.assert_allclose(W.to_dense(), expected)
     joined = LowRankWeights.concatenate([W, W[:1]])
     np.testing.assert_allclose(joined.to_dense(), [*expected, expected[0]])
+
+
+@pytest.mark.parametrize(
+    "dtype, n_at_once", [(None, 7), (torch.float32, 14), (torch.float64, 7)]
+)
+def test_batches_are_bounded(monkeypatch, dtype, n_at_once):
+    W, _ = draw()
+    expected = np.stack([s * b @ a for s, b, a in zip(W.scale, W.B, W.A, strict=True)])
+    # Room for seven models in double precision: rank 3, 20 x 16.
+    monkeypatch.setattr("skprobex.weights._low_rank.BATCH_BYTES", 7 * 3 * (20 + 16) * 8)
+    batches = list(W.batches(torch.device("cpu"), dtype))
+    sizes = [len(batch.B) for batch in batches]
+    assert set(sizes[:-1]) == {n_at_once} and sum(sizes) == 40
+    products = torch.cat([batch.B @ batch.A for batch in batches])
+    assert products.dtype == (dtype or torch.float64)
+    np.testing.assert_allclose(products, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(W.to_dense(), expected)
+    for factor in "BA":
+        broken = W[:]
+        setattr(broken, factor, getattr(W, factor).copy())
+        getattr(broken, factor)[30, 1, 2] = np.inf
+        with pytest.raises(ValueError, match=f"factor {factor} of W .*model 30"):
+            list(broken.batches(torch.device("cpu"), dtype))
+
+
+def test_a_batch_has_one_model_at_least(monkeypatch):
+    W, _ = draw(3)
+    monkeypatch.setattr("skprobex.weights._low_rank.BATCH_BYTES", 1)
+    assert [len(batch.B) for batch in W.batches(torch.device("cpu"))] == [1, 1, 1]
+
+
+def test_lists_hold_what_arrays_may():
+    up, down = torch.ones(4, 2, requires_grad=True), np.ones((2, 3), np.float16)
+    W = LowRankWeights([up, up], [down, down])
+    np.testing.assert_array_equal(W.to_dense(), np.full((2, 4, 3), 2.0))
+    for imaginary in (down * 1j, torch.from_numpy(down * 1j)):
+        with pytest.raises(ValueError, match="omplex"):
+            LowRankWeights([up], [imaginary])
+
+
+def test_mixed_precisions_are_computed_in_the_wider():
+    single, double = np.ones((1, 2, 2), np.float32), np.ones((1, 2, 2))
+    assert LowRankWeights(single, single).dtype == np.float32
+    assert LowRankWeights(double, double).dtype == np.float64
+    lists = LowRankWeights([single[0], double[0]], [single[0], single[0]])
+    assert lists.dtype == np.float64 and lists.B.dtype == np.float64
+    assert LowRankWeights([single[0]], [single[0]]).B.dtype == np.float32
+    np.testing.assert_array_equal(lists.to_dense(), np.full((2, 2, 2), 2.0))
 
 
 @pytest.mark.parametrize("solver", ["ridge", "adam"])
@@ -144,6 +214,7 @@ def test_half_precision_tensors():
         ),
         ([np.ones((4, 2))], [], 1, "B holds 1 models and A 0"),
         (np.ones((3, 4, 2)), np.ones((3, 2, 5)), [1, 2], "one for each of 3 models"),
+        (np.ones((3, 4, 2)), np.ones((3, 2, 5)), [1, np.inf, 1], "model 1 is inf"),
     ],
 )
 def test_factors_that_do_not_fit(B, A, scale, message):

@@ -1,9 +1,7 @@
 """Saved estimators: the same predictions, bit for bit, or a clear error."""
 
 import json
-import os
 import struct
-import subprocess
 import sys
 import warnings
 from contextlib import suppress
@@ -682,47 +680,3 @@ def test_a_full_disk_leaves_the_old_file(error, saved, monkeypatch):
 def test_folders_are_made(classifier, tmp_path):
     classifier.save(str(tmp_path / "a" / "b" / "saved"))
     assert skprobex.load(str(tmp_path / "a" / "b" / "saved")).classes_.tolist()
-
-
-KILLED = """
-import os, random, signal, sys, time
-import numpy as np
-import skprobex
-
-path = sys.argv[1]
-rng = np.random.default_rng(0)
-old, new = (
-    skprobex.ProbeXClassifier(center=np.full((400, 500), value)) for value in (1.0, 2.0)
-)
-old.save(path)
-seen = set()
-random.seed(0)
-for _ in range(20):
-    child = os.fork()
-    if child == 0:
-        while True:
-            new.save(path)
-            old.save(path)
-    time.sleep(random.uniform(0.005, 0.1))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    center = skprobex.load(path).center
-    assert (center == center[0, 0]).all()
-    seen.add(center[0, 0])
-partial = [name for name in os.listdir(os.path.dirname(path)) if "incomplete" in name]
-print(sorted(seen), len(partial))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_kill_minus_nine_leaves_a_whole_file(tmp_path):
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "saved")]
-    root = Path(skprobex.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    seen, n_partial = done.stdout.rsplit(maxsplit=1)
-    # Both were met, and some were killed in the middle of it.
-    assert "1.0" in seen and "2.0" in seen and int(n_partial) > 0

@@ -324,3 +324,46 @@ def test_no_more_principal_directions_than_the_rank(n_features):
         2,
         n_features,
     )
+
+
+@pytest.mark.parametrize("n_features", [30, 5])
+def test_directions_below_the_precision_are_noise(n_features):
+    rng = np.random.default_rng(4)
+    features = rng.standard_normal((N_MODELS, 2)) * [30, 0.03]
+    features = features @ np.linalg.qr(rng.standard_normal((n_features, 2)))[0].T
+    path = as_path(features, rng.standard_normal((N_MODELS, N_TARGETS)))
+    # A thousandth of the length is a millionth of the variance.
+    assert len(path.principal_directions(4, 1e-4)) == 1
+    assert len(path.principal_directions(4, 1e-8)) == 2
+
+
+def test_leaving_out_needs_the_kernel_only():
+    features, targets, weight = draw(5)
+    tensors = to_tensors(features, targets, weight)
+    kernel = centred_kernel(tensors[0], tensors[2])
+    path = RidgePath(None, *tensors[1:], kernel=kernel)
+    alphas = torch.tensor(ALPHAS, dtype=torch.float64)
+    np.testing.assert_allclose(
+        path.leave_one_out(alphas),
+        RidgePath(*tensors).leave_one_out(alphas),
+        rtol=0,
+        atol=1e-9,
+    )
+
+
+def test_no_penalty_and_nothing_to_learn_from():
+    _, targets, _ = draw(2)
+    path = as_path(np.zeros((N_MODELS, 3)), targets)
+    left_out = path.leave_one_out(torch.zeros(1, dtype=torch.float64))[0]
+    means = (targets.sum(axis=0) - targets) / (N_MODELS - 1)
+    np.testing.assert_allclose(left_out, means, rtol=0, atol=1e-12)
+    coef, intercept = path.solve(0.0)
+    assert not coef.any()
+    np.testing.assert_allclose(intercept, targets.mean(axis=0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_models", [2, 4, 8, 16])
+def test_models_that_are_fitted_exactly_have_finite_predictions(n_models):
+    features = np.eye(n_models)
+    path = as_path(features, np.arange(n_models, dtype=float)[:, None])
+    assert torch.isfinite(path.leave_one_out(torch.zeros(1, dtype=torch.float64))).all()

@@ -238,7 +238,7 @@ def test_real_targets_choose_the_least_squared_error_each(noisy):
         assert choice.alpha[t].item() == ALPHAS[best]
         np.testing.assert_array_equal(choice.predictions[:, t], left_out[best, :, t])
     assert len(set(choice.alpha.tolist())) == 3
-    expected = r2_score(targets, choice.predictions, sample_weight=weight)
+    expected = r2_score(targets, choice.predictions.numpy(), sample_weight=weight)
     assert choice.score == pytest.approx(expected)
 
 

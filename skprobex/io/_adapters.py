@@ -327,10 +327,7 @@ def _by_pattern(patterns, module, source):
                 f"{pattern[:80]!r}, which is too involved: list the modules by name."
             )
         try:
-            if pattern.startswith("^"):
-                found = re.match(pattern, module)
-            else:
-                found = re.match(rf"(.*\.)?({pattern})$", module)
+            found = re.match(rf"(.*\.)?({pattern})$", module)
         except (re.error, OverflowError):
             continue
         if found:

@@ -66,7 +66,7 @@ class SearchResult(Bunch):
             metadata = [entry for entries in self.metadata for entry in entries]
             pairs = [(i, name) for i, found in enumerate(self.names) for name in found]
             index = pd.MultiIndex.from_tuples(pairs, names=["query", "model"])
-        frame = pd.DataFrame.from_records(metadata, index=index)
+        frame = pd.DataFrame(metadata, index=index)
         frame = frame.rename(columns={"score": "metadata_score"})
         frame.insert(0, "score", scores)
         return frame
