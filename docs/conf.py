@@ -48,6 +48,7 @@ sphinx_gallery_conf = {
                 "hyperparameters",
                 "networks",
                 "files",
+                "memory",
                 "trees",
                 "heritage",
                 "language",

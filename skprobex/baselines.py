@@ -13,6 +13,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from ._base import all_or_nothing
+from ._documented import Documented
 from .io._persistence import Saveable
 from .probing.deltas import as_dense
 from .weights import validate_weights
@@ -43,7 +44,11 @@ def check_range(rows):
 
 
 class _WeightsTransformer(
-    Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    Saveable,
+    Documented,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """What the transformers below share: the input they take and their tags."""
 

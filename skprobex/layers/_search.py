@@ -21,6 +21,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from .._base import all_or_nothing
+from .._documented import Documented
 from .._sklearn import HasMethods, Interval, StrOptions, _fit_context
 from ..exceptions import MissingLayerError
 from ..io._persistence import Saveable
@@ -46,7 +47,7 @@ def _estimator_has(method):
     return check
 
 
-class LayerSearchCV(Saveable, MetaEstimatorMixin, BaseEstimator):
+class LayerSearchCV(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
     """Find the layer that knows, by cross-validating an estimator on each.
 
     Different questions are answered by different layers. Each layer is read once, by

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.parallel import Parallel, delayed
 
+from .._documented import Documented
 from .._progress import ProgressBar
 from .._sklearn import HasMethods, Interval
 from ..exceptions import UnsupportedFormatError
@@ -26,7 +27,7 @@ from ._nearest import append_rows, make_cells, nearest
 from ._result import SearchResult
 
 
-class ModelIndex(Saveable, BaseEstimator):
+class ModelIndex(Saveable, Documented, BaseEstimator):
     """Find the models that fit a text, or are like other models.
 
     Models are embedded once, when they are added. A query, embedded in the same space,
