@@ -1375,3 +1375,22 @@ def test_fit_predict_save_load(problem, tmp_path_factory):
     loaded = skprobex.load(path)
     np.testing.assert_array_equal(loaded.transform(X), outputs)
     np.testing.assert_array_equal(loaded.predict(X), predicted)
+
+
+def test_networks_and_state_dicts_are_no_weights():
+    network = torch.nn.Linear(6, 8)
+    for W, kind in (
+        ([network] * 4, "Linear"),
+        (network, "Linear"),
+        ([network.state_dict()] * 4, "OrderedDict"),
+    ):
+        with pytest.raises(
+            TypeError, match=f"W is made of {kind}s: expected one layer"
+        ):
+            ProbeXClassifier().fit(W, [0, 1, 0, 1])
+
+
+def test_lists_of_labels_are_no_labels():
+    y = [["a"], ["a", "b"], ["b"], ["a"]]
+    with pytest.raises(ValueError, match="MultiLabelBinarizer"):
+        ProbeXClassifier().fit(np.ones((4, 8, 6)), y)
