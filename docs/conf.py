@@ -49,6 +49,7 @@ sphinx_gallery_conf = {
                 "networks",
                 "files",
                 "memory",
+                "cluster",
                 "trees",
                 "heritage",
                 "language",
