@@ -44,7 +44,7 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
         Models that are embedded at a time.
     faiss_above : int or None, default=None
         With more models than this, queries look only into the parts of the space that
-        are nearest to them, found by faiss (``pip install skprobex[faiss]``): faster,
+        are nearest to them, found by faiss (``pip install faiss-cpu``): faster,
         but now and then a model is missed. None: never.
     n_jobs : int, default=None
         Batches that are embedded in parallel, as in `joblib.Parallel`; None is 1
@@ -390,7 +390,7 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
         except ImportError as error:
             raise ImportError(
                 f"faiss_above={self.faiss_above} needs faiss: pip install "
-                "skprobex[faiss], or set faiss_above=None."
+                "faiss-cpu, or set faiss_above=None."
             ) from error
 
 
