@@ -53,6 +53,8 @@ sphinx_gallery_conf = {
                 "hyperparameters",
                 "networks",
                 "files",
+                "memory",
+                "cluster",
                 "trees",
                 "heritage",
                 "language",

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from ._documented import Documented
 from ._progress import ProgressBar
 from ._sklearn import ClassNamePrefixFeaturesOutMixin, Interval, StrOptions
 from .io._persistence import Saveable
@@ -47,7 +48,11 @@ def all_or_nothing(fit: _Method) -> _Method:
 
 
 class BaseExpert(
-    Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    Saveable,
+    Documented,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """Fit one expert on one Model Tree, in closed form; W is one layer or several."""
 

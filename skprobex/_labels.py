@@ -55,11 +55,21 @@ def check_labels(y):
     """
     if issparse(y):
         y = y.toarray()
+    if isinstance(y, (list, tuple)) and len({_n_labels(labels) for labels in y}) > 1:
+        raise ValueError(
+            "y holds lists of labels of different lengths: pass an indicator matrix, "
+            "sklearn.preprocessing.MultiLabelBinarizer().fit_transform(y)."
+        )
     array = np.asarray(y)
     if array.ndim and array.dtype == object:
         is_text = [isinstance(label, str) for label in array.ravel()]
         y = array if all(is_text) else _as_numbers(array, is_text)
     return check_array(y, ensure_2d=False, allow_nd=True, dtype=None, input_name="y")
+
+
+def _n_labels(labels):
+    """Length of a list of labels; None of a single one."""
+    return len(labels) if isinstance(labels, (list, tuple, set)) else None
 
 
 def _as_numbers(y, is_text):

@@ -17,6 +17,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from ._base import all_or_nothing
+from ._documented import Documented
 from ._typing import Numbers, Self
 from .io._persistence import Saveable
 from .probing.deltas import as_dense
@@ -48,7 +49,11 @@ def check_range(rows):
 
 
 class _WeightsTransformer(
-    Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    Saveable,
+    Documented,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """What the transformers below share: the input they take and their tags."""
 

@@ -169,6 +169,14 @@ def test_a_cluster_gives_the_same_answers(client, models):
         assert_same([*search_all(models), *fit_all(models)], expected)
 
 
+def test_a_cluster_is_sent_layers_not_folds(client, models):
+    """Folds would take what a worker has read to the others."""
+    stream = pytest.importorskip("distributed").get_task_stream(client, plot=False)
+    with stream, joblib.parallel_config("dask"):
+        make_search().set_params(refit=False).fit(models, models.labels("label"))
+    assert len(stream.data) == len(LAYERS)
+
+
 def test_a_cluster_is_prefiltered_and_keeps(client, models, tmp_path):
     y = models.labels("label")
     search = make_search().set_params(prefilter=2, memory=tmp_path)

@@ -277,3 +277,9 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_models(tmp_path, {"w": np.zeros((1, 2))})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_s_name_in_brackets_is_told_from_a_layer_s():
+    models = ModelCollection.from_layers({"w": np.ones((2, 3, 3))}, names=["a", "b"])
+    with pytest.raises(MissingLayerError, match=r"'a' is a model.*select\(names"):
+        models["a"]

@@ -463,7 +463,7 @@ REFUSED = {
     "lists of labels": (
         lambda: classifier(y=[["a"], ["b", "c"]] * 12),
         ValueError,
-        "inhomogeneous",
+        "MultiLabelBinarizer",
     ),
     "a dict of labels": (lambda: classifier(y={"a": 1}), TypeError, "1 dimension"),
     "a dict of texts": (lambda: embedder(y={"a": 1}), TypeError, "got a dict"),
@@ -1375,3 +1375,16 @@ def test_fit_predict_save_load(problem, tmp_path_factory):
     loaded = skprobex.load(path)
     np.testing.assert_array_equal(loaded.transform(X), outputs)
     np.testing.assert_array_equal(loaded.predict(X), predicted)
+
+
+def test_networks_and_state_dicts_are_no_weights():
+    network = torch.nn.Linear(6, 8)
+    for W, kind in (
+        ([network] * 4, "Linear"),
+        (network, "Linear"),
+        ([network.state_dict()] * 4, "OrderedDict"),
+    ):
+        with pytest.raises(
+            TypeError, match=f"W is made of {kind}s: expected one layer"
+        ):
+            ProbeXClassifier().fit(W, [0, 1, 0, 1])

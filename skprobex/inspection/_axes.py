@@ -7,7 +7,7 @@ def get_axes(ax):
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
-            "Plotting needs matplotlib (pip install skprobex[plot])."
+            "Plotting needs matplotlib (pip install matplotlib)."
         ) from error
     if ax is None:
         _, ax = plt.subplots(layout="constrained")

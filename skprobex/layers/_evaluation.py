@@ -82,15 +82,17 @@ class CrossValidation:
         return results, int(np.any(list(failed.values()), axis=0).sum()), why
 
     def _score_folds(self, layer, error_score):
-        return cross_validate(
-            self.estimator,
-            layer,
-            self.y,
-            cv=self.splits,
-            scoring=self.scorers,
-            error_score=error_score,
-            n_jobs=1,
-        )
+        # A cluster takes folds for tasks of its own, whatever n_jobs says, and would be
+        # sent what was read here.
+        with joblib.parallel_config("sequential"):
+            return cross_validate(
+                self.estimator,
+                layer,
+                self.y,
+                cv=self.splits,
+                scoring=self.scorers,
+                error_score=error_score,
+            )
 
 
 @dataclass

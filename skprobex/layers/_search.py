@@ -22,6 +22,7 @@ from sklearn.utils import Tags, get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from .._base import all_or_nothing
+from .._documented import Documented
 from .._sklearn import HasMethods, Interval, StrOptions, _fit_context, available_if
 from .._typing import Scoring, Self
 from ..exceptions import MissingLayerError
@@ -50,7 +51,7 @@ def _estimator_has(method):
     return check
 
 
-class LayerSearchCV(Saveable, MetaEstimatorMixin, BaseEstimator):
+class LayerSearchCV(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
     """Find the layer that knows, by cross-validating an estimator on each.
 
     Different questions are answered by different layers. Each layer is read once, by

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.parallel import Parallel, delayed
 
+from .._documented import Documented
 from .._progress import ProgressBar
 from .._sklearn import HasMethods, Interval
 from .._typing import PathLike, Self
@@ -33,7 +34,7 @@ Where: TypeAlias = (
 )
 
 
-class ModelIndex(Saveable, BaseEstimator):
+class ModelIndex(Saveable, Documented, BaseEstimator):
     """Find the models that fit a text, or are like other models.
 
     Models are embedded once, when they are added. A query, embedded in the same space,
@@ -50,7 +51,7 @@ class ModelIndex(Saveable, BaseEstimator):
         Models that are embedded at a time.
     faiss_above : int or None, default=None
         With more models than this, queries look only into the parts of the space that
-        are nearest to them, found by faiss (``pip install skprobex[faiss]``): faster,
+        are nearest to them, found by faiss (``pip install faiss-cpu``): faster,
         but now and then a model is missed. None: never.
     n_jobs : int, default=None
         Batches that are embedded in parallel, as in `joblib.Parallel`; None is 1
@@ -411,7 +412,7 @@ class ModelIndex(Saveable, BaseEstimator):
         except ImportError as error:
             raise ImportError(
                 f"faiss_above={self.faiss_above} needs faiss: pip install "
-                "skprobex[faiss], or set faiss_above=None."
+                "faiss-cpu, or set faiss_above=None."
             ) from error
 
 

@@ -11,6 +11,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .._base import all_or_nothing
+from .._documented import Documented
 from .._sklearn import Interval, StrOptions, _fit_context
 from .._typing import Device, RandomState, Self
 from ..io._persistence import Saveable
@@ -21,7 +22,7 @@ from ._linkage import cut_at, cut_into, join
 from ._parts import DenseTrees, LowRankTrees
 
 
-class ModelTreeClustering(Saveable, ClusterMixin, BaseEstimator):
+class ModelTreeClustering(Saveable, Documented, ClusterMixin, BaseEstimator):
     r"""Find out which models descend from one base.
 
     Models of another architecture are of another Model Tree. Within an architecture

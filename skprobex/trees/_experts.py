@@ -19,6 +19,7 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .._base import all_or_nothing
+from .._documented import Documented
 from .._labels import check_labels
 from .._sklearn import HasMethods, Interval, _fit_context, available_if
 from .._typing import Self
@@ -41,7 +42,7 @@ from ._delegation import (
 from ._forms import stack_models, take
 
 
-class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
+class TreeExperts(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
     """Fit one expert for each Model Tree, and ask the right one.
 
     Within a Model Tree what a model was trained on is easily read from its weights;

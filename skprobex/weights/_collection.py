@@ -228,6 +228,11 @@ class ModelCollection:
 
     def _layer(self, name):
         if name not in self.layers:
+            if name in self.names:
+                raise MissingLayerError(
+                    f"{name!r} is a model, and a name in brackets selects a layer: "
+                    f"models.select(names=[{name!r}])."
+                )
             close = [known for known in self.layers if name in known][:_N_NAMED]
             close = close or list(self.layers)[:_N_NAMED]
             raise MissingLayerError(

@@ -209,6 +209,12 @@ def validate_weights(estimator, W, *, reset):
                 f"W is {os.fspath(W)!r}: expected weights. open_models opens files, "
                 "and open_models(...)[layer] are their weights."
             )
+        first = W[0] if isinstance(W, (list, tuple)) and W else W
+        if isinstance(first, (torch.nn.Module, Mapping)):
+            raise TypeError(
+                f"W is made of {type(first).__name__}s: expected one layer of all "
+                "models, np.stack([state_dict[layer] for state_dict in ...])."
+            )
         _check_same_shapes(W)
         if isinstance(W, np.ma.MaskedArray):
             check_numeric(W, "W")
