@@ -18,7 +18,7 @@ class Documented:
 
     @property
     def _doc_link_template(self):
-        return documentation_url() + "/generated/{page}.html"
+        return f"{documentation_url()}/generated/{{page}}.html"
 
     def _doc_link_url_param_generator(self):
         module = type(self).__module__.partition("._")[0]

@@ -228,6 +228,14 @@ def test_climbing_ends_where_leave_one_out_says(task):
     torch.testing.assert_close(got, expected)
 
 
+def test_a_penalty_of_nothing():
+    """The same as the smallest that can be told from none."""
+    data = draw_ridge(False)
+    nothing, small = torch.tensor([[1e-300], [1e-6]], dtype=torch.float64)
+    got = CholeskyRidge(*data).leave_one_out(nothing)
+    np.testing.assert_allclose(got, RidgePath(*data).leave_one_out(small), rtol=1e-3)
+
+
 # Whole fits
 
 

@@ -22,6 +22,9 @@ from .linalg import (
 # Features are centred and widened to float64 so many columns at a time: a copy of all
 # would take more memory than anything else in a fit.
 COLUMNS = 512
+# As a share of the kernel's trace: a smaller one drowns in rounding errors when the
+# intercept's leverage is subtracted.
+SMALLEST_PENALTY = 1e-10
 
 
 class Penalty(NamedTuple):
@@ -248,10 +251,11 @@ class CholeskyRidge(Ridge):
         return torch.stack([self._leave_one_out(alpha.item()) for alpha in alphas])
 
     def _leave_one_out(self, alpha):
-        penalised = self._kernel.clone()
+        asked, penalised = alpha, self._kernel.clone()
+        alpha = max(alpha, SMALLEST_PENALTY * penalised.trace().item())
         penalised.diagonal().add_(alpha)
         inverse = inverse_cholesky(penalised)
-        self._duals[alpha] = dual = inverse.T @ (inverse @ self._centred_targets())
+        self._duals[asked] = dual = inverse.T @ (inverse @ self._centred_targets())
         # With G the inverse of K + alpha, the hat matrix is I - alpha G.
         freedom = alpha * inverse.square().sum(dim=0) - self.shares
         residuals = alpha * dual / freedom.clamp_min(_eps(dual))[:, None]

@@ -210,7 +210,8 @@ def validate_weights(estimator, W, *, reset):
                 "and open_models(...)[layer] are their weights."
             )
         first = W[0] if isinstance(W, (list, tuple)) and W else W
-        if isinstance(first, (torch.nn.Module, Mapping)):
+        # SciPy's matrices of type dok are mappings.
+        if isinstance(first, (torch.nn.Module, Mapping)) and not issparse(first):
             raise TypeError(
                 f"W is made of {type(first).__name__}s: expected one layer of all "
                 "models, np.stack([state_dict[layer] for state_dict in ...])."
