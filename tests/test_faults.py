@@ -219,17 +219,17 @@ def test_a_file_that_changes_between_passes(name, fault, lazy, tmp_path, monkeyp
     damage, error, said = FAULTS[fault]
     victim = tmp_path / "model_0005.safetensors"
     reads = []
-    read = LocalFile.read
+    read = LocalFile.read_into
 
-    def count(self, start, n_bytes):
+    def count(self, start, view):
         if self.path == str(victim):
             if reads:
                 damage(victim)  # after the first pass, before the next
-                monkeypatch.setattr(LocalFile, "read", read)
+                monkeypatch.setattr(LocalFile, "read_into", read)
             reads.append(start)
-        return read(self, start, n_bytes)
+        return read(self, start, view)
 
-    monkeypatch.setattr(LocalFile, "read", count)
+    monkeypatch.setattr(LocalFile, "read_into", count)
     estimator = LAZY_FITS[name]
     with pytest.raises(error, match=rf"model_0005\.safetensors.*{said}"):
         fit(name, lazy)

@@ -284,6 +284,29 @@ def read_tensor(source, info, scale=None):
     return _apply_scale(tensor.float(), scale.float(), info, source)
 
 
+def read_tensor_into(source, info, out):
+    """Read one tensor into the memory of another, if it needs no conversion.
+
+    Parameters
+    ----------
+    source : source
+        As for `read_header`.
+    info : TensorInfo
+    out : Tensor
+        Contiguous.
+
+    Returns
+    -------
+    bool
+        Whether it was read.
+    """
+    if TORCH_DTYPES.get(info.dtype) != out.dtype or info.n_bytes != out.nbytes:
+        return False
+    view = memoryview(out.numpy().reshape(-1)).cast("B")
+    source.read_into(source.data_start + info.start, view)
+    return True
+
+
 def _read_raw(source, info):
     dtype = TORCH_DTYPES[info.dtype]
     if info.n_bytes == 0:

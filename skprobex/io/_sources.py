@@ -52,7 +52,12 @@ class LocalFile:
     def read(self, start, n_bytes):
         """Read a byte range into a new bytearray."""
         data = bytearray(n_bytes)
-        view, done = memoryview(data), 0
+        self.read_into(start, memoryview(data))
+        return data
+
+    def read_into(self, start, view):
+        """Read the bytes from `start` on into memory that is there."""
+        n_bytes, done = len(view), 0
         try:
             with open(self.path, "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
@@ -75,7 +80,6 @@ class LocalFile:
                 f"{self.path} cannot be read ({error.strerror}): it was there when "
                 "the models were opened."
             ) from None
-        return data
 
 
 class _RemoteFile:
@@ -115,6 +119,10 @@ class _RemoteFile:
             if is_known:
                 self.cache.write(self.url, self.tag, start, data)
         return data
+
+    def read_into(self, start, view):
+        """Read the bytes from `start` on into memory that is there."""
+        view[:] = self.read(start, len(view))
 
     def _fetch(self, start, n_bytes):
         raise NotImplementedError

@@ -12,7 +12,13 @@ import numpy as np
 import torch
 
 from ..exceptions import CorruptFileError, UnsupportedFormatError
-from ._safetensors import FLOAT8, TensorInfo, numpy_dtype, read_tensor
+from ._safetensors import (
+    FLOAT8,
+    TensorInfo,
+    numpy_dtype,
+    read_tensor,
+    read_tensor_into,
+)
 
 
 class TensorRef(NamedTuple):
@@ -48,6 +54,12 @@ class DenseSpec:
     @property
     def file(self):
         return self.tensor.file
+
+    def read_into(self, sources, out):
+        """Read the layer into a tensor, if it needs no conversion: whether it was."""
+        if self.scale is not None:
+            return False
+        return read_tensor_into(sources[self.tensor.file], self.tensor.info, out)
 
     def read(self, sources):
         """Read the layer, in the file's dtype."""

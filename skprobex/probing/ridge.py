@@ -22,9 +22,8 @@ from .linalg import (
 # Features are centred and widened to float64 so many columns at a time: a copy of all
 # would take more memory than anything else in a fit.
 COLUMNS = 512
-# As a share of the kernel's trace: a smaller one drowns in rounding errors when the
-# intercept's leverage is subtracted.
-SMALLEST_PENALTY = 1e-10
+# As a share of the kernel's trace: smaller ones drown in its rounding errors.
+SMALLEST_PENALTY = 1e-12
 
 
 class Penalty(NamedTuple):
@@ -252,12 +251,18 @@ class CholeskyRidge(Ridge):
 
     def _leave_one_out(self, alpha):
         asked, penalised = alpha, self._kernel.clone()
-        alpha = max(alpha, SMALLEST_PENALTY * penalised.trace().item())
-        penalised.diagonal().add_(alpha)
+        trace = penalised.trace().item()
+        alpha = max(alpha, SMALLEST_PENALTY * trace)
+        # The direction of the mean, which centred targets do not have, would drown the
+        # others where the penalty is small: it is given a variance.
+        typical = trace / len(penalised)
+        means = self._roots * (typical / self._roots.square().sum()) ** 0.5
+        penalised.addmm_(means, means.T).diagonal().add_(alpha)
         inverse = inverse_cholesky(penalised)
         self._duals[asked] = dual = inverse.T @ (inverse @ self._centred_targets())
         # With G the inverse of K + alpha, the hat matrix is I - alpha G.
-        freedom = alpha * inverse.square().sum(dim=0) - self.shares
+        freedom = alpha * inverse.square().sum(dim=0)
+        freedom -= self.shares * (alpha / (typical + alpha))
         residuals = alpha * dual / freedom.clamp_min(_eps(dual))[:, None]
         return self.targets - residuals / self._roots
 

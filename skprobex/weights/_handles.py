@@ -29,6 +29,11 @@ class LayerHandle(NamedTuple):
         """Read a tensor, or a pair of factors."""
         return self.spec.read(self.sources)
 
+    def read_into(self, out):
+        """Read a dense layer into a tensor, converting it where needed."""
+        if not self.spec.read_into(self.sources, out):
+            out.copy_(self.read().reshape(out.shape))
+
     @property
     def file(self):
         """The file that the layer lies in."""

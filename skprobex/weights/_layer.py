@@ -242,8 +242,11 @@ class LayerWeights:
         """Make room for a batch, and let threads fill it straight from the files."""
         _, d_out, d_in = self.lifted_shape
         if not self.is_low_rank:
-            batch = [torch.empty((len(handles), d_out, d_in), dtype=dtype)]
-            fill = _fill_dense
+            # NumPy asks for large pages: to map small ones takes longer than reading.
+            precision = np.float64 if dtype == torch.float64 else np.float32
+            room = np.empty((len(handles), d_out, d_in), precision)
+            batch = [torch.from_numpy(room)]
+            fill = LayerHandle.read_into
         else:
             rank = max(handle.spec.rank for handle in handles)
             batch = [
@@ -325,10 +328,6 @@ def check_one_form(layer, handles):
         "(see models.groups): select the models that agree, or open them with "
         "on_missing='drop'."
     )
-
-
-def _fill_dense(handle, row):
-    row.copy_(handle.read().reshape(row.shape))
 
 
 def _fill_low_rank(handle, up, down):
