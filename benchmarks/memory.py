@@ -112,7 +112,10 @@ def measure(repeats, *args):
 
 
 def compare(say, title, rows, repeats):
-    """Say a table of two rows, the second against the first."""
+    """Say a table of two rows, the second against the first.
+
+    Of each row the arguments of `fit` are given.
+    """
     say(f"\n{title}\n{'':<36}{'seconds':>9}{'peak MB':>9}{'faster':>8}{'less':>7}")
     first = None
     for label, args in rows.items():
@@ -122,8 +125,9 @@ def compare(say, title, rows, repeats):
             f"{label:<36}{seconds:>9.2f}{peak:>9.0f}{first[0] / seconds:>7.1f}x"
             f"{first[1] / peak:>6.1f}x"
         )
-    difference = np.abs(decisions - first[2]).max() / np.abs(first[2]).max()
-    say(f"largest difference of decisions, relative: {difference:.0e}")
+    if len({args[2] for args in rows.values()}) == 1:  # the same models
+        difference = np.abs(decisions - first[2]).max() / np.abs(first[2]).max()
+        say(f"largest difference of decisions, relative: {difference:.0e}")
 
 
 def run(args, say):
@@ -143,6 +147,15 @@ def run(args, say):
         }
         title = f"{n_models} models, 768 x 768, float32, default settings"
         compare(say, title, rows, args.repeats)
+    few, many = args.growth
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {}
+        for count in (few, many):
+            part = os.path.join(folder, str(count))
+            write(part, count, 768)
+            rows[f"{count} files"] = ("files", part, count, 768, {})
+        title = f"{few} and {many} files of 768 x 768, one run each"
+        compare(say, title, rows, 1)
     for settings, name in (
         (ONE_VIEW, "one view, log_xtx"),
         ({}, "default settings: eleven views tried"),
@@ -162,6 +175,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--n-models", type=int, default=300)
+    parser.add_argument("--growth", type=int, nargs=2, default=(500, 4000))
     parser.add_argument("--output", help="text file that also receives the tables")
     parser.add_argument("--fit", help=argparse.SUPPRESS)
     args = parser.parse_args()

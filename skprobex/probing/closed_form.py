@@ -59,7 +59,7 @@ class ProbedLayer:
         return torch.cat(
             [
                 join([view.features(factors) for view in self.views], self.shares)
-                for factors in deltas
+                for factors in deltas.once()
             ]
         )
 
@@ -222,7 +222,7 @@ def fit_closed_form(
         path, penalty = choice.path, choice.penalty
     else:
         # What was compared is not needed any more, and may take as much memory.
-        del blocks, found, features, ridges, choice
+        del blocks, found, features, ridges, choice, deltas, part
         features = [
             sample.probe_all(layer, *opened.pop(layer.name)) for layer in chosen
         ]

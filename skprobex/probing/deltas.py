@@ -73,8 +73,11 @@ def mean_and_sizes(weights, device, dtype):
     sizes : Tensor of shape (n_models,)
         See `sizes_of`.
     """
-    sums, sizes = zip(*map_batches(sums_and_sizes, weights, device, dtype), strict=True)
-    return (sum(sums) / len(weights)).to(dtype), torch.cat(sizes)
+    total, sizes = 0.0, []
+    for models, size in map_batches(sums_and_sizes, weights, device, dtype):
+        total = total + models
+        sizes.append(size)
+    return (total / len(weights)).to(dtype), torch.cat(sizes)
 
 
 def sums_and_sizes(batch):
@@ -165,6 +168,10 @@ class RepeatedPasses:
                 cache.append(batch)
                 yield batch
             self._cache = cache
+
+    def once(self):
+        """Iterate for the last time: nothing is kept."""
+        yield from self._compute() if self._cache is None else self._cache
 
     def forget(self):
         """Let go of what was kept."""

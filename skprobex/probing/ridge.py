@@ -261,7 +261,7 @@ class CholeskyRidge(Ridge):
         inverse = inverse_cholesky(penalised)
         self._duals[asked] = dual = inverse.T @ (inverse @ self._centred_targets())
         # With G the inverse of K + alpha, the hat matrix is I - alpha G.
-        freedom = alpha * inverse.square().sum(dim=0)
+        freedom = alpha * torch.linalg.vector_norm(inverse, dim=0).square()
         freedom -= self.shares * (alpha / (typical + alpha))
         residuals = alpha * dual / freedom.clamp_min(_eps(dual))[:, None]
         return self.targets - residuals / self._roots
