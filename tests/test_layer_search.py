@@ -303,13 +303,19 @@ def models(layers, tmp_path):
 
 
 def test_each_layer_is_read_once(models, layers, monkeypatch):
-    read, reads = LayerHandle.read, []
+    reads = []
 
-    def spy(handle):
-        reads.append((handle.name, handle.spec))
-        return read(handle)
+    def spy_on(method):
+        read = getattr(LayerHandle, method)
 
-    monkeypatch.setattr(LayerHandle, "read", spy)
+        def spy(handle, *out):
+            reads.append((handle.name, handle.spec))
+            return read(handle, *out)
+
+        monkeypatch.setattr(LayerHandle, method, spy)
+
+    spy_on("read")
+    spy_on("read_into")
     search = make_search(refit=False).fit(models, layers[1])
     assert len(reads) == len(set(reads)) == 4 * 80
     reads.clear()

@@ -13,6 +13,7 @@ from skprobex import (
 )
 from skprobex.datasets import make_model_tree
 from skprobex.probing import deltas as deltas_module
+from skprobex.probing import ridge as ridge_module
 from skprobex.probing import sampling
 from skprobex.probing.deltas import DecomposedDeltas, mean_and_sizes, mean_weights
 from skprobex.probing.linalg import leading_directions
@@ -183,6 +184,27 @@ def test_one_penalty_after_the_other_is_the_path(weighted):
     alpha = alphas[[0, 3, 5]]  # of each target
     for got, expected in zip(ridge.solve(alpha), path.solve(alpha), strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("ridge", [CholeskyRidge, RidgePath])
+def test_some_columns_at_a_time_are_all_columns(ridge, monkeypatch):
+    """Also of float32 features, which are widened on the way."""
+    features, targets, weight = draw_ridge(True)
+    features = features.float().double()
+    alpha = torch.full((3,), 0.1, dtype=torch.float64)
+
+    def fit(features):
+        fitted = ridge(features, targets, weight)
+        left_out = fitted.leave_one_out(alpha[:1])
+        directions = fitted.principal_directions(4, 1e-12)
+        return left_out, *fitted.solve(alpha), directions, fitted.feature_mean
+
+    expected = fit(features)
+    monkeypatch.setattr(ridge_module, "COLUMNS", 7)
+    narrow = features.float() if ridge is CholeskyRidge else features
+    for got, want in zip(fit(narrow), expected, strict=True):
+        assert got.dtype == torch.float64
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-9)
 
 
 @WEIGHTED
