@@ -102,7 +102,10 @@ def test_drawings_show_what_their_names_say(shape):
 
 
 def test_colors_are_told_apart():
-    image = [draw_concept(f"a large {c} square", 9) for c in ATTRIBUTES["color"]]
+    image = [
+        draw_concept(f"a large {color} square", 50, random_state=0)
+        for color in ATTRIBUTES["color"]
+    ]
     brightest = np.array([np.quantile(i, 0.95, axis=(0, 1, 2)) for i in image])
     distance = np.linalg.norm(brightest[:, None] - brightest, axis=2)
     assert distance[~np.eye(len(distance), dtype=bool)].min() > 0.2
