@@ -19,7 +19,6 @@ from importlib.metadata import version
 
 import numpy as np
 
-ONE_VIEW = {"views": ("log_xtx",), "normalize": True}
 
 
 def draw_factors(n_models, width, rank=16):
@@ -131,7 +130,9 @@ def compare(say, title, rows, repeats):
 
 
 def run(args, say):
-    """Measure both comparisons."""
+    """Measure fits from files, and from factors."""
+    from skprobex.probing.views import VIEWS
+
     n_models = args.n_models
     say(
         f"{platform.machine()}, {os.cpu_count()} cores, Python "
@@ -156,10 +157,12 @@ def run(args, say):
             rows[f"{count} files"] = ("files", part, count, 768, {})
         title = f"{few} and {many} files of 768 x 768, one run each"
         compare(say, title, rows, 1)
-    for settings, name in (
-        (ONE_VIEW, "one view, log_xtx"),
-        ({}, "default settings: eleven views tried"),
-    ):
+    cases = {
+        f"view {view}": {"views": (view,), "normalize": True}
+        for view in VIEWS
+    }
+    cases["default settings: eleven views tried"] = {}
+    for name, settings in cases.items():
         # The same centre for both: none.
         settings = {"center": None, **settings}
         rows = {

@@ -23,9 +23,9 @@ import numpy as np
 from skprobex import LayerSearchCV, ProbeXClassifier, open_models, save_models
 from skprobex.datasets import make_digit_jungle
 
-jungle = make_digit_jungle(n_models=350, n_classes=40)
+jungle = make_digit_jungle(n_models=64, n_classes=40)
 folder = tempfile.mkdtemp()
-for i, about in enumerate(jungle.models.metadata[:64]):
+for i, about in enumerate(jungle.models.metadata):
     layers = {}
     for name in ("hidden1.weight", "hidden2.weight"):
         rows = np.repeat(jungle.layers[name][i : i + 1], 8, axis=1)
@@ -139,18 +139,24 @@ with joblib.parallel_config("loky", n_jobs=2):
 # ---------
 #
 # A scheduler and two workers, each a process of its own. Yours will be on other
-# machines, and you will only connect: ``Client("tcp://scheduler:8786")``. skprobex is
-# loaded by the scheduler as well, which reads what it passes on.
+# machines, and you will only connect: ``Client("tcp://scheduler:8786")``. Here they
+# load skprobex as they start, as ``dask worker --preload skprobex`` does, and so does
+# the scheduler, which reads what it passes on.
 
 from distributed import Client, SubprocessCluster
 
 # In a notebook, or where a script begins with ``if __name__ == "__main__":``, a
 # ``LocalCluster`` does as well.
-settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+settings = {
+    "n_workers": 2,
+    "threads_per_worker": 1,
+    "dashboard_address": None,
+    "worker_kwargs": {"preload": "skprobex"},
+    "scheduler_kwargs": {"preload": "skprobex"},
+}
 with SubprocessCluster(**settings) as cluster, Client(cluster) as client:
     client.wait_for_workers(2)
-    client.run_on_scheduler(load)
-    workers = client.run(load).values()
+    workers = client.run(os.getpid).values()
     with joblib.parallel_config("dask"):
         run("cluster of two workers", workers)
 

@@ -9,9 +9,10 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from skprobex import ProbeXClassifier, ProbeXRegressor
 from skprobex.datasets import make_digit_jungle, make_model_tree
-from skprobex.probing.ridge import RidgePath
+from skprobex.probing.ridge import Penalty, RidgePath
 from skprobex.probing.selection import (
     MAX_JOINED_VIEWS,
+    Choice,
     Ridges,
     candidate_views,
     choose_penalty,
@@ -191,6 +192,23 @@ def test_greedy_search_joins_only_equal_normalizations(blocks):
     options = [{candidates[i][1] for i in choice.members} for choice in tried]
     assert all(len(option) == 1 for option in options)
     assert len(best.members) < 3
+
+
+def test_what_did_not_improve_a_sum_is_not_tried_again():
+    names = ("xu", "xtxu", "xxtu", "log_xtx", "log_xxt")
+    worth = {(0,): 5.0, (0, 1): 6.0, (0, 2): 4.0, (0, 3): 7.0, (0, 4): 5.0}
+    tried = []
+
+    def fit(members):
+        tried.append(members)
+        score = worth.get(members, 1.0) / 10
+        penalty = Penalty(torch.ones(1), torch.zeros(1, 1), score, 0.0)
+        return Choice(members, (1 / len(members),) * len(members), None, penalty)
+
+    best, _ = search_views([(name, True) for name in names], fit)
+    assert best.members == (0, 3)
+    # Two made it worse or left it as it was.
+    assert [members for members in tried if len(members) == 3] == [(0, 3, 1)]
 
 
 def test_all_views_asked_for_are_joined(blocks):

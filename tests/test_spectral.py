@@ -8,6 +8,7 @@ from skprobex.probing import deltas as deltas_module
 from skprobex.probing.deltas import (
     DecomposedDeltas,
     LowRankBatch,
+    decompose_models,
     delta_norms,
     mean_weights,
     root_mean_square,
@@ -309,6 +310,27 @@ def test_sketch_is_independent_of_batch_and_model_order(shape):
         np.testing.assert_allclose(
             factors.singular[0], together.singular[i], rtol=0, atol=1e-13
         )
+
+
+@pytest.mark.parametrize("shape", [(200, 170), (9, 12)])
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_parts_make_no_difference(shape, low_rank, monkeypatch):
+    rng = np.random.default_rng(0)
+    B, A = (
+        torch.from_numpy(rng.standard_normal(size))
+        for size in ((5, shape[0], 3), (5, 3, shape[1]))
+    )
+    batch = LowRankBatch(B, A) if low_rank else B @ A
+    center = torch.from_numpy(rng.standard_normal(shape))
+    sketch = draw_sketch(*shape, make_generator(0), torch.float64, CPU)
+    whole = thin_svd(B @ A - center, sketch)
+    monkeypatch.setattr(deltas_module, "PART_BYTES", 2 * center.nbytes)
+    parts = decompose_models(batch, center, sketch)
+    for part, expected in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(part, expected, rtol=0, atol=1e-9)
+    # Vectors stay in one piece of memory: a view of all of them takes no copy.
+    assert rows(parts.left).data_ptr() == parts.left.data_ptr()
+    assert rows(parts.right).data_ptr() == parts.right.data_ptr()
 
 
 # Small matrices

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import torch
 
-from .shards import map_batches
+from .shards import map_batches, take
 from .spectral import (
     N_DIRECTIONS,
+    concatenate,
     frobenius_norms,
     thin_svd,
     thin_svd_of_product,
@@ -14,6 +15,9 @@ from .spectral import (
 
 # Decomposed deltas are kept between passes up to this size, else computed again.
 CACHE_BYTES = 2**29
+# On a CPU so much is centred and decomposed at once: deltas that have not left its cache
+# are read three times, and memory that was just freed is taken again.
+PART_BYTES = 2**23
 
 
 class LowRankBatch(NamedTuple):
@@ -123,8 +127,17 @@ def sum_models(batch):
 
 
 def decompose_models(batch, center, sketch):
-    """Centre and decompose a batch of either kind."""
-    return decompose(subtract(batch, center), sketch)
+    """Centre and decompose a batch of either kind, on a CPU in parts."""
+    if center is None or center.device.type != "cpu":
+        return decompose(subtract(batch, center), sketch)
+    n_models = len(batch.B if isinstance(batch, LowRankBatch) else batch)
+    size = max(1, PART_BYTES // center.nbytes)
+    return concatenate(
+        [
+            decompose(subtract(take(batch, slice(start, start + size)), center), sketch)
+            for start in range(0, n_models, size)
+        ]
+    )
 
 
 def root_mean_square(norms):

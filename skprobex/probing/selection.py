@@ -175,7 +175,8 @@ def candidate_views(views, normalize):
 def search_views(candidates, fit):
     """Greedy forward selection: the best view, then whatever improves the sum most.
 
-    Nothing is added to a perfect score.
+    Nothing is added to a perfect score, and what did not improve a sum is not tried
+    with the next, which holds that sum.
 
     Parameters
     ----------
@@ -191,20 +192,23 @@ def search_views(candidates, fit):
     """
     scores = {}
 
-    def try_all(choices):
-        best = None
+    def rank_all(choices):
+        best, ranks = None, []
         for members in choices:
             choice = fit(members)
             _note(scores, candidates, choice)
+            ranks.append(choice.rank)
             if best is None or choice.rank > best.rank:
                 best = choice
-        return best
+        return best, ranks
 
-    best = try_all([(i,) for i in range(len(candidates))])
+    best, _ = rank_all([(i,) for i in range(len(candidates))])
     pool = with_normalization(candidates, is_normalized(candidates, best.members))
     while best.score < 1 and len(best.members) < MAX_JOINED_VIEWS:
-        joined = try_all([(*best.members, i) for i in pool if i not in best.members])
-        if joined is None or joined.rank <= best.rank:
+        pool = [i for i in pool if i not in best.members]
+        joined, ranks = rank_all([(*best.members, i) for i in pool])
+        pool = [i for i, rank in zip(pool, ranks, strict=True) if rank > best.rank]
+        if not pool:
             break
         best = joined
     return best, scores

@@ -43,6 +43,15 @@ def unrow(rows, n_models):
     return rows.unflatten(0, (n_models, -1)).mT
 
 
+def concatenate(parts):
+    """Put the factors of several batches into one, vectors in one piece of memory."""
+    if len(parts) == 1:
+        return parts[0]
+    norms, left, singular, right = zip(*parts, strict=True)
+    left, right = (torch.cat([b.mT for b in bases]).mT for bases in (left, right))
+    return SpectralFactors(torch.cat(norms), left, torch.cat(singular), right)
+
+
 def frobenius_norms(deltas):
     """Norms that neither overflow nor underflow in the squares, ``(b,)``."""
     # Row by row: a single sum over a million entries loses half the digits of float32.
@@ -122,7 +131,7 @@ def thin_svd_of_product(B, A):
     basis, triangle = qr(factor)
     triangle, scale = _scale_to_one(triangle)
     tall = combine(other, triangle.mT)  # (b, long, min(short, r))
-    lengths = frobenius_norms(tall)
+    lengths = frobenius_norms(tall.mT)
     tall /= lengths.clamp_min(_tiny(tall))[:, None, None]
     long, singular, rotation = _svd_by_gram(tall)
     short = combine(basis, rotation)
