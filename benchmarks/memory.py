@@ -20,7 +20,6 @@ from importlib.metadata import version
 import numpy as np
 
 
-
 def draw_factors(n_models, width, rank=16):
     """Adapters whose inputs tell one of five classes."""
     rng = np.random.default_rng(0)
@@ -157,10 +156,7 @@ def run(args, say):
             rows[f"{count} files"] = ("files", part, count, 768, {})
         title = f"{few} and {many} files of 768 x 768, one run each"
         compare(say, title, rows, 1)
-    cases = {
-        f"view {view}": {"views": (view,), "normalize": True}
-        for view in VIEWS
-    }
+    cases = {f"view {view}": {"views": (view,), "normalize": True} for view in VIEWS}
     cases["default settings: eleven views tried"] = {}
     for name, settings in cases.items():
         # The same centre for both: none.

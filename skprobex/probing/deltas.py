@@ -15,8 +15,8 @@ from .spectral import (
 
 # Decomposed deltas are kept between passes up to this size, else computed again.
 CACHE_BYTES = 2**29
-# On a CPU so much is centred and decomposed at once: deltas that have not left its cache
-# are read three times, and memory that was just freed is taken again.
+# On a CPU so much is centred and decomposed at once: deltas are read three times, from
+# its cache, and memory that was just freed is taken again.
 PART_BYTES = 2**23
 
 
