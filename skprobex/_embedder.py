@@ -82,6 +82,9 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         ``solver="adam"``, as are the parameters below down to `warm_start`.
     standardize : bool, default=True
         Standardise every model's probed views before the projection.
+    compress : int, default=None
+        Train in a subspace of so many dimensions of each side of the layer, the leading
+        ones of the training models: much faster for wide layers. None: in all.
     learning_rate_init : float, default=1e-3
         Adam's step size.
     max_iter : int, default=200
@@ -208,6 +211,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         learn_temperature: bool = True,
         projection_dim: int = 128,
         standardize: bool = True,
+        compress: int | None = None,
         learning_rate_init: float = 1e-3,
         max_iter: int = 200,
         batch_size: int | Literal["auto"] = "auto",
@@ -233,6 +237,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         self.learn_temperature = learn_temperature
         self.projection_dim = projection_dim
         self.standardize = standardize
+        self.compress = compress
         self.learning_rate_init = learning_rate_init
         self.max_iter = max_iter
         self.batch_size = batch_size

@@ -30,6 +30,7 @@ class BaseProbeX(BaseExpert):
         "solver": [StrOptions({"ridge", "adam"})],
         "projection_dim": [Interval(Integral, 1, None, closed="left")],
         "standardize": ["boolean"],
+        "compress": [Interval(Integral, 1, None, closed="left"), None],
         "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [
@@ -138,6 +139,7 @@ class BaseProbeX(BaseExpert):
                 projection_dim=self.projection_dim,
                 n_components=self.n_components or default_width,
                 standardize=self.standardize,
+                compress=self.compress,
                 generator=generator,
                 warm_start=warm_start,
                 sample_weight=sample_weight,

@@ -561,7 +561,7 @@ def test_leave_one_out_chooses_the_views_of_the_network():
     W, y = make_model_tree(
         80, (16, 12), view="log_xtx", random_state=0, return_X_y=True
     )
-    ridge = ProbeXClassifier().fit(W, y)
+    ridge = ProbeXClassifier(n_probes=4).fit(W, y)
     adam = ProbeXClassifier(
         **SMALL | {"views": "auto", "normalize": "auto"}, max_iter=2
     ).fit(W, y)

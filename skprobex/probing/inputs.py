@@ -1,5 +1,6 @@
 """What the networks multiply by their probes, held in memory or read as needed."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -141,22 +142,36 @@ class StreamedInputs:
         return concatenate([self.make(batch) for batch in batches])
 
 
-def training_inputs(make, weights, device):
+def training_inputs(make, weights, device, compression=None):
     """Fit the scales and give access to the training models, held where they fit.
+
+    Parameters
+    ----------
+    make : ViewInputs
+    weights : weights
+    device : torch.device
+    compression : Compression, optional
 
     Returns
     -------
     HeldInputs or StreamedInputs
     """
     dtype = weights.compute_dtype
-    batches = (make(batch) for batch in weights.batches(device, dtype))
-    n_models, d_out, d_in = weights.lifted_shape
+    n_models, *weight_shape = weights.lifted_shape
+    see = make
+    if compression is not None:
+        weight_shape = compression.shape(weight_shape)
+
+        def see(batch):
+            return compression.compress(make(batch))
+
+    batches = (see(batch) for batch in weights.batches(device, dtype))
     is_dense = not weights.is_low_rank or make.center is not None
-    if is_dense and n_models * d_out * d_in * dtype.itemsize > HELD_BYTES:
-        make.fit_scales(batches, (d_out, d_in))
-        return StreamedInputs(make, weights, device)
+    if is_dense and n_models * math.prod(weight_shape) * dtype.itemsize > HELD_BYTES:
+        make.fit_scales(batches, weight_shape)
+        return StreamedInputs(see, weights, device)
     batches = list(batches)
-    make.fit_scales(batches, (d_out, d_in))
+    make.fit_scales(batches, weight_shape)
     return HeldInputs(make.scaled(concatenate(batches)))
 
 
