@@ -25,7 +25,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from skprobex import LowRankWeights, ProbeXClassifier
 from skprobex.probing.probes import MIN_SUBSPACE
-from skprobex.probing.sampling import MAX_COMPARED
+from skprobex.probing.sampling import MAX_COMPARED, MAX_DECOMPOSED
 from skprobex.probing.spectral import EXACT_BELOW, N_DIRECTIONS, N_OVERSAMPLES
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -252,7 +252,12 @@ def counted(case):
     if n > sampled:
         # Two symmetric views of one side, of all models.
         operations += 2 * (2 * n * k * d * p + 2 * n * k * p**2)
-        operations += n * 2 * n_symmetric * min(n, 2 * n_symmetric)
+        if n <= MAX_DECOMPOSED:
+            operations += n * 2 * n_symmetric * min(n, 2 * n_symmetric)
+        else:
+            # Reduced to the span of some models, and half of a Gram matrix.
+            span = 1400
+            operations += 2 * n * 2 * n_symmetric * span + n * span**2
     return operations, n_bytes
 
 

@@ -18,9 +18,8 @@ from skprobex.probing import sampling
 from skprobex.probing.deltas import DecomposedDeltas, mean_and_sizes, mean_weights
 from skprobex.probing.linalg import leading_directions
 from skprobex.probing.naming import Naming
-from skprobex.probing.ridge import CholeskyRidge, RidgePath
-from skprobex.probing.sampling import choose_models, climb
-from skprobex.probing.selection import choose_penalty
+from skprobex.probing.ridge import RidgePath
+from skprobex.probing.sampling import Reduction, choose_models
 from skprobex.probing.spectral import thin_svd
 from skprobex.weights import DenseWeights, _dense
 
@@ -174,89 +173,90 @@ def draw_ridge(weighted, n_models=30, n_features=50, n_targets=3):
     return torch.from_numpy(features), torch.from_numpy(targets), weight
 
 
-@WEIGHTED
-def test_one_penalty_after_the_other_is_the_path(weighted):
-    data = draw_ridge(weighted)
-    ridge, path = CholeskyRidge(*data), RidgePath(*data)
-    alphas = torch.tensor(ALPHAS, dtype=torch.float64)
-    np.testing.assert_allclose(
-        ridge.leave_one_out(alphas), path.leave_one_out(alphas), rtol=0, atol=1e-8
-    )
-    alpha = alphas[[0, 3, 5]]  # of each target
-    for got, expected in zip(ridge.solve(alpha), path.solve(alpha), strict=True):
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-8)
-
-
-@pytest.mark.parametrize("ridge", [CholeskyRidge, RidgePath])
-def test_some_columns_at_a_time_are_all_columns(ridge, monkeypatch):
+def test_some_columns_at_a_time_are_all_columns(monkeypatch):
     """Also of float32 features, which are widened on the way."""
     features, targets, weight = draw_ridge(True)
     features = features.float().double()
     alpha = torch.full((3,), 0.1, dtype=torch.float64)
 
     def fit(features):
-        fitted = ridge(features, targets, weight)
+        fitted = RidgePath(features, targets, weight)
         left_out = fitted.leave_one_out(alpha[:1])
         directions = fitted.principal_directions(4, 1e-12)
         return left_out, *fitted.solve(alpha), directions, fitted.feature_mean
 
     expected = fit(features)
     monkeypatch.setattr(ridge_module, "COLUMNS", 7)
-    narrow = features.float() if ridge is CholeskyRidge else features
-    for got, want in zip(fit(narrow), expected, strict=True):
+    for got, want in zip(fit(features.float()), expected, strict=True):
         assert got.dtype == torch.float64
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-9)
 
 
-@WEIGHTED
 @pytest.mark.parametrize("n_components", [4, 200])
-def test_principal_directions_by_iteration(weighted, n_components):
-    features, targets, weight = draw_ridge(weighted)
+def test_leading_directions_by_iteration(n_components):
+    features, targets, _ = draw_ridge(False)
     features = features * torch.linspace(3, 0.1, 50, dtype=torch.float64) ** 3
-    got, expected = (
-        ridge(features, targets, weight).principal_directions(n_components, 1e-12)
-        for ridge in (CholeskyRidge, RidgePath)
-    )
+    expected = RidgePath(features, targets).principal_directions(n_components, 1e-12)
+    got = leading_directions(features - features.mean(dim=0), n_components, 1e-12)
     assert got.shape == expected.shape
     np.testing.assert_allclose(got[:4], expected[:4], rtol=0, atol=1e-6)
     np.testing.assert_allclose(got @ got.T, np.eye(len(got)), rtol=0, atol=1e-8)
 
 
-def test_leading_directions_of_few():
-    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((100, 6)))
-    eigenvalues, vectors = leading_directions(lambda: iter(rows.split(4, dim=1)), 6)
-    np.testing.assert_allclose(rows.T @ rows @ vectors, vectors * eigenvalues)
+def test_one_direction_where_nothing_varies():
+    rows = torch.zeros(5, 7, dtype=torch.float64)
+    assert leading_directions(rows, 3, 1e-12).shape == (1, 7)
 
 
-@pytest.mark.parametrize("task", ["multilabel", "regression"])
-def test_climbing_ends_where_leave_one_out_says(task):
-    features, signal, _ = draw_ridge(False, n_models=60, n_features=20)
-    rng = np.random.default_rng(1)
-    # Each target has a noise, so a penalty, of its own.
-    noise = torch.from_numpy(rng.standard_normal((60, 3)) * [0.01, 1, 30])
-    targets = 10 * features[:, :3] + noise
-    if task == "multilabel":
-        targets = (signal - signal.mean(dim=0)).sign()
-    ridge = CholeskyRidge(features, targets)
-    best = choose_penalty(RidgePath(features, targets), task, ALPHAS)
-    start = RidgePath(features[::2], targets[::2])
-    begin = choose_penalty(start, task, ALPHAS)
-    penalty = climb(ridge, task, ALPHAS[::-1], start)
-    assert ((penalty.alpha == best.alpha) | (penalty.alpha >= begin.alpha)).all()
-    same = penalty.alpha == best.alpha
-    if task == "regression":
-        assert same.sum() >= 2
-        assert len(penalty.alpha.unique()) > 1
-    got, expected = penalty.predictions[:, same], best.predictions[:, same]
-    torch.testing.assert_close(got, expected)
+@WEIGHTED
+def test_a_reduction_to_all_directions_loses_nothing(weighted):
+    """Of fewer models than features: the ridge stays in the span of the models."""
+    features, targets, weight = draw_ridge(weighted)
+    full = RidgePath(features, targets, weight)
+    reduction = Reduction.fit(features, weight)
+    reduced = RidgePath(reduction.reduce(features), targets, weight)
+    alphas = torch.tensor(ALPHAS, dtype=torch.float64)
+    np.testing.assert_allclose(
+        reduced.leave_one_out(alphas), full.leave_one_out(alphas), rtol=0, atol=1e-6
+    )
+    coef, intercept = reduced.solve(0.1)
+    expected, expected_intercept = full.solve(0.1)
+    np.testing.assert_allclose(reduction.restore(coef), expected, rtol=0, atol=1e-6)
+    mean = reduction.mean + reduction.restore(reduced.feature_mean)
+    np.testing.assert_allclose(mean, full.feature_mean, rtol=0, atol=1e-9)
+    intercept = intercept + coef @ reduced.feature_mean
+    expected_intercept = expected_intercept + expected @ full.feature_mean
+    np.testing.assert_allclose(intercept, expected_intercept, rtol=0, atol=1e-6)
 
 
-def test_a_penalty_of_nothing():
-    """The same as the smallest that can be told from none."""
-    data = draw_ridge(False)
-    nothing, small = torch.tensor([[1e-300], [1e-6]], dtype=torch.float64)
-    got = CholeskyRidge(*data).leave_one_out(nothing)
-    np.testing.assert_allclose(got, RidgePath(*data).leave_one_out(small), rtol=1e-3)
+def test_a_reduction_is_the_sum_of_its_parts():
+    features, _, _ = draw_ridge(False)
+    reduction = Reduction.fit(features, None)
+    widths = [9, 30, 11]
+    parts = reduction.split(widths)
+    total = sum(
+        part.reduce(columns)
+        for part, columns in zip(parts, features.split(widths, 1), strict=True)
+    )
+    np.testing.assert_allclose(total, reduction.reduce(features), rtol=0, atol=1e-10)
+
+
+@WEIGHTED
+def test_reduced_models_span_what_they_span(weighted):
+    features, _, weight = draw_ridge(weighted)
+    features[7] = features[5]  # a copy adds nothing
+    reduction = Reduction.fit(features, weight)
+    centred = (features - reduction.mean).numpy()
+    directions = reduction.directions.numpy()
+    np.testing.assert_allclose(
+        centred @ directions.T @ directions, centred, rtol=0, atol=1e-7
+    )
+    assert np.linalg.matrix_rank(directions, tol=1e-3) == 28
+
+
+def test_models_without_variance_span_nothing():
+    reduction = Reduction.fit(torch.ones(5, 9), None)
+    assert (reduction.reduce(torch.ones(2, 9)) == 0).all()
 
 
 # Whole fits
@@ -278,10 +278,11 @@ def test_a_sampled_fit_is_nearly_as_good(few, task, limit, monkeypatch):
 
 def test_the_ridge_of_a_sampled_fit_sees_all_models(few):
     """With the views fixed and probes for every dimension, sampling changes nothing."""
+    sampling.MAX_DECOMPOSED = 200  # both are put back by the fixture
     W, y = tree()
     settings = {"views": ("xtxu",), "normalize": True, "alphas": [0.5]}
     sampled = ProbeXClassifier(**settings).fit(W, y)
-    sampling.MAX_COMPARED = 512  # put back by the fixture
+    sampling.MAX_COMPARED = 512
     full = ProbeXClassifier(**settings).fit(W, y)
     np.testing.assert_allclose(
         sampled.decision_function(W), full.decision_function(W), rtol=0, atol=1e-2

@@ -11,13 +11,15 @@ import torch
 from .deltas import DecomposedDeltas
 from .device import solver_device
 from .fusion import as_blocks, best_blocks, fuse, in_order, keep_best
+from .linalg import fix_signs, leading_directions
 from .naming import Naming, TextSide
 from .probes import ProbedView, fit_features
-from .ridge import CholeskyRidge, RidgePath
+from .ridge import RidgePath
 from .sampling import MAX_DECOMPOSED, Sample
 from .selection import (
     Ridges,
     candidate_views,
+    choose_penalty,
     compare_normalizations,
     join,
     search_views,
@@ -54,14 +56,13 @@ class ProbedLayer:
             DecomposedDeltas(weights, self.center, self.sketch, device, dtype)
         )
 
-    def probe(self, deltas):
-        """Compute the probed features of decomposed deltas."""
-        return torch.cat(
-            [
-                join([view.features(factors) for view in self.views], self.shares)
-                for factors in deltas.once()
-            ]
+    def probe(self, deltas, reduce=None):
+        """Compute the probed features of decomposed deltas, reduced batch by batch."""
+        batches = (
+            join([view.features(factors) for view in self.views], self.shares)
+            for factors in deltas.once()
         )
+        return torch.cat(list(map(reduce, batches) if reduce else batches))
 
 
 @dataclass
@@ -217,18 +218,19 @@ def fit_closed_form(
         ridges = sample.ridges(features, alphas, list(kernels))
         choice = in_order(fuse(blocks, ridges.fit, n_layers), blocks, list(opened))
     chosen = probed_layers(blocks, choice.members, choice.shares)
+    reduction = None
     if sample.models is None:
         ridges.settle(choice)
         path, penalty = choice.path, choice.penalty
     else:
+        n_features = sum(blocks[i].features.shape[1] for i in choice.members)
         # What was compared is not needed any more, and may take as much memory.
         del blocks, found, features, ridges, choice, deltas, part
-        features = [
-            sample.probe_all(layer, *opened.pop(layer.name)) for layer in chosen
-        ]
-        path, penalty = sample.fit_all(
-            torch.cat(features, dim=1), targets, task, alphas, sample_weight
+        features, reduction = sample.probe_all(
+            chosen, opened, n_features, targets, task, sample_weight
         )
+        path = RidgePath(features.to(solver), targets, sample_weight)
+        penalty = choose_penalty(path, task, alphas)
 
     alpha, text_side = penalty.alpha, None
     if is_naming:
@@ -241,14 +243,20 @@ def fit_closed_form(
         precision = 10 * torch.finfo(dtype).eps
         components = path.principal_directions(n_components, precision)
     # Predictions add the intercept to centred features.
-    intercept = intercept + coef @ path.feature_mean
+    feature_mean = path.feature_mean
+    intercept = intercept + coef @ feature_mean
+    if reduction is not None:
+        coef = reduction.restore(coef)
+        if components is not None:
+            components = fix_signs(reduction.restore(components))
+        feature_mean = reduction.mean.to(coef) + reduction.restore(feature_mean)
 
     def settle(tensor):
         return None if tensor is None else tensor.to(home, dtype)
 
     return ClosedFormExpert(
         layers=chosen,
-        feature_mean=settle(path.feature_mean),
+        feature_mean=settle(feature_mean),
         coef=settle(coef),
         intercept=settle(intercept),
         components=settle(components),
@@ -286,14 +294,19 @@ def fit_unsupervised(layers, *, views, normalize, n_probes, n_components, genera
     no_targets = torch.zeros(len(features[0]), 0, dtype=torch.float64, device=solver)
     ridges = Ridges([b.features for b in blocks], no_targets, None, ())
     members = tuple(range(len(blocks)))
-    ridge = RidgePath if len(no_targets) <= MAX_DECOMPOSED else CholeskyRidge
-    path = ridge(ridges.joined(members), no_targets)
-    precision = 10 * torch.finfo(dtype).eps
-    components = path.principal_directions(n_components, precision)
+    features, precision = ridges.joined(members), 10 * torch.finfo(dtype).eps
+    feature_mean = features.mean(dim=0)
+    if len(features) <= MAX_DECOMPOSED:
+        path = RidgePath(features, no_targets)
+        components = path.principal_directions(n_components, precision)
+    else:
+        components = leading_directions(
+            features.sub_(feature_mean), n_components, precision
+        )
     shares = (1 / len(blocks),) * len(blocks)
     return ClosedFormExpert(
         layers=probed_layers(blocks, members, shares),
-        feature_mean=path.feature_mean.to(home, dtype),
+        feature_mean=feature_mean.to(home, dtype),
         coef=torch.zeros(0, components.shape[1], dtype=dtype, device=home),
         intercept=torch.zeros(0, dtype=dtype, device=home),
         components=components.to(home, dtype),

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from functools import cache
 
 import torch
-from scipy.linalg import lapack
 from threadpoolctl import ThreadpoolController
 
 # Columns of a block of a symmetric product: wide enough for a fast product, and narrow
@@ -70,59 +69,33 @@ def mirror(total):
     return total
 
 
-def inverse_cholesky(matrix):
-    """Inverse of the lower Cholesky factor, in the memory of the matrix on a CPU.
-
-    Parameters
-    ----------
-    matrix : Tensor of shape (n, n)
-        Symmetric, positive definite.
-    """
-    if matrix.device.type != "cpu":
-        factor = torch.linalg.cholesky(matrix)
-        identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-        return torch.linalg.solve_triangular(factor, identity, upper=False)
-    # LAPACK's inverse of a triangle takes a third of the operations. Its upper triangle
-    # by columns is the lower one by rows.
-    array = matrix.numpy().T
-    factor, _ = lapack.dpotrf(array, lower=0, overwrite_a=1)
-    inverse, _ = lapack.dtrtri(factor, lower=0, overwrite_c=1)
-    return torch.from_numpy(inverse.T)
-
-
-def leading_directions(parts, n_directions):
-    """Leading eigenvectors of ``F.T @ F``, F (n, p), by subspace iteration.
+def leading_directions(rows, n_directions, precision):
+    """Leading principal directions of centred rows, by subspace iteration.
 
     Halko, Martinsson & Tropp (2011), algorithm 4.4.
 
     Parameters
     ----------
-    parts : callable
-        Yields F, some columns at a time.
+    rows : Tensor of shape (n, p)
     n_directions : int
+    precision : float
+        Share of the largest variance below which a direction is noise.
 
     Returns
     -------
-    eigenvalues : Tensor of shape (n_directions,)
-        Descending.
-    eigenvectors : Tensor of shape (p, n_directions)
+    Tensor of shape (at most n_directions, p)
+        Orthonormal rows, signs fixed.
     """
-    widths = [part.shape[1] for part in parts()]
-    width = min(sum(widths), n_directions + N_OVERSAMPLES)
-    test = torch.randn(sum(widths), width, generator=torch.Generator().manual_seed(0))
-    basis = test.to(next(parts()))
-
-    def see():
-        return sum(
-            part @ rows for part, rows in zip(parts(), basis.split(widths), strict=True)
-        )
-
+    width = min(rows.shape[1], n_directions + N_OVERSAMPLES)
+    test = torch.randn(rows.shape[1], width, generator=torch.Generator().manual_seed(0))
+    basis = test.to(rows)
     for _ in range(N_ITERATIONS):
-        seen = see()
-        basis = qr(torch.cat([part.T @ seen for part in parts()]))[0]
-    seen = see()
-    eigenvalues, rotation = eigh_descending(seen.T @ seen)
-    return eigenvalues[:n_directions], (basis @ rotation)[:, :n_directions]
+        basis, _ = qr(rows.T @ (rows @ basis))
+    seen = rows @ basis
+    variances, rotation = eigh_descending(seen.T @ seen)
+    n_kept = int((variances[:n_directions] > precision * variances[0]).sum())
+    # Models without variance: one direction, so that there is one to return.
+    return fix_signs((basis @ rotation)[:, : max(1, n_kept)].T)
 
 
 def fix_signs(vectors):

@@ -1,29 +1,19 @@
 """Ridge regression with an intercept, and its exact leave-one-out predictions.
 
-Minimises ``sum_i w_i (y_i - b - phi_i^T B)^2 + alpha |B|^2`` over B and b. `RidgePath`
-has the solutions for every penalty from one eigendecomposition, `CholeskyRidge` one
-after the other where that would take too long.
+Minimises ``sum_i w_i (y_i - b - phi_i^T B)^2 + alpha |B|^2`` over B and b.
 """
 
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
-from .linalg import (
-    add_gram,
-    eigh_descending,
-    fix_signs,
-    inverse_cholesky,
-    leading_directions,
-    mirror,
-)
+from .linalg import add_gram, eigh_descending, fix_signs, mirror
 
 # Features are centred and widened to float64 so many columns at a time: a copy of all
 # would take more memory than anything else in a fit.
 COLUMNS = 512
-# As a share of the kernel's trace: smaller ones drown in its rounding errors.
-SMALLEST_PENALTY = 1e-12
+# Share of the mean variance below which a direction is no part of a span.
+SPAN_TOLERANCE = 1e-9
 
 
 class Penalty(NamedTuple):
@@ -46,23 +36,48 @@ class Penalty(NamedTuple):
     error: float
 
 
-class Ridge:
-    """What both ridges share: weights, centred features and targets.
+class RidgePath:
+    """Ridge solutions for every penalty from one eigendecomposition.
+
+    Through the smaller of the primal ``(p, p)`` and dual ``(n, n)`` matrices.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n_models, p) or None
+        None leaves it at `leave_one_out` until they are set.
+    targets : Tensor of shape (n_models, n_targets)
+    sample_weight : Tensor of shape (n_models,), optional
+    kernel : Tensor of shape (n_models, n_models), optional
+        Of these features, from `centred_kernel`, where it is at hand; then the dual is
+        solved.
 
     Attributes
     ----------
-    features : Tensor of shape (n_models, p)
-    targets : Tensor of shape (n_models, n_targets)
     shares : Tensor of shape (n_models,)
         Weights of the models, which sum to one.
+    eigenvalues : Tensor of shape (r,)
+    vectors : Tensor of shape (n_models, r)
     """
 
-    def __init__(self, features, targets, sample_weight):
+    def __init__(self, features, targets, sample_weight=None, kernel=None):
         self.features = features
         # The leverage of the intercept. Without it the left-out target leaks through
         # the mean of the targets, and small penalties look perfect.
         self.shares, self._roots = _shares_and_roots(targets, sample_weight)
         self.set_targets(targets)
+        n_models = len(targets)
+        if kernel is None and n_models <= features.shape[1]:
+            kernel = centred_kernel(features, sample_weight)
+        if kernel is not None:
+            eigenvalues, vectors = eigh_descending(kernel)
+        else:
+            centred = torch.cat(list(self._centred_parts()), dim=1)
+            eigenvalues, vectors = eigh_descending(centred.T @ centred)
+            vectors = centred @ vectors / eigenvalues.clamp_min(_eps(targets)).sqrt()
+        # Directions without variance, such as the mean's own, are rounding errors.
+        n_kept = int((eigenvalues > eigenvalues[0] * n_models * _eps(targets)).sum())
+        self.eigenvalues = eigenvalues[:n_kept]  # (r,)
+        self.vectors = vectors[:, :n_kept]  # (n_models, r)
 
     def set_targets(self, targets):
         """Put other targets in the place of those of before, ``(n_models, ...)``."""
@@ -80,55 +95,6 @@ class Ridge:
 
     def _centred_targets(self):
         return (self.targets - self.target_mean) * self._roots
-
-    def solve(self, alpha):
-        """Solve for one penalty, or one for each target.
-
-        Parameters
-        ----------
-        alpha : float or Tensor of shape (n_targets,)
-
-        Returns
-        -------
-        coef : Tensor of shape (n_targets, p)
-        intercept : Tensor of shape (n_targets,)
-        """
-        dual = self._dual(alpha).T
-        coef = torch.cat([dual @ part for part in self._centred_parts()], dim=1)
-        return coef, self.target_mean - coef @ self.feature_mean
-
-
-class RidgePath(Ridge):
-    """Ridge solutions for every penalty from one eigendecomposition.
-
-    Through the smaller of the primal ``(p, p)`` and dual ``(n, n)`` matrices.
-
-    Parameters
-    ----------
-    features : Tensor of shape (n_models, p) or None
-        None leaves it at `leave_one_out` until they are set.
-    targets : Tensor of shape (n_models, n_targets)
-    sample_weight : Tensor of shape (n_models,), optional
-    kernel : Tensor of shape (n_models, n_models), optional
-        Of these features, from `centred_kernel`, where it is at hand; then the dual is
-        solved.
-    """
-
-    def __init__(self, features, targets, sample_weight=None, kernel=None):
-        super().__init__(features, targets, sample_weight)
-        n_models = len(targets)
-        if kernel is None and n_models <= features.shape[1]:
-            kernel = centred_kernel(features, sample_weight)
-        if kernel is not None:
-            eigenvalues, vectors = eigh_descending(kernel)
-        else:
-            centred = torch.cat(list(self._centred_parts()), dim=1)
-            eigenvalues, vectors = eigh_descending(centred.T @ centred)
-            vectors = centred @ vectors / eigenvalues.clamp_min(_eps(features)).sqrt()
-        # Directions without variance, such as the mean's own, are rounding errors.
-        keep = eigenvalues > eigenvalues[0] * n_models * _eps(targets)
-        self.eigenvalues = eigenvalues[keep]  # (r,)
-        self.vectors = vectors[:, keep]  # (n_models, r)
 
     def leave_one_out(self, alphas):
         """Predict each model by the ridge fitted on all the others, exactly.
@@ -200,6 +166,22 @@ class RidgePath(Ridge):
         projected = self.vectors.T @ self._centred_targets()  # (r, n_targets)
         return self.vectors @ (projected / penalised)
 
+    def solve(self, alpha):
+        """Solve for one penalty, or one for each target.
+
+        Parameters
+        ----------
+        alpha : float or Tensor of shape (n_targets,)
+
+        Returns
+        -------
+        coef : Tensor of shape (n_targets, p)
+        intercept : Tensor of shape (n_targets,)
+        """
+        dual = self._dual(alpha).T
+        coef = torch.cat([dual @ part for part in self._centred_parts()], dim=1)
+        return coef, self.target_mean - coef @ self.feature_mean
+
     def principal_directions(self, n_components, precision):
         """Leading principal directions of the (weighted) features, signs fixed.
 
@@ -224,61 +206,6 @@ class RidgePath(Ridge):
         return fix_signs(torch.cat(directions, dim=1))
 
 
-class CholeskyRidge(Ridge):
-    """Ridge solutions for one penalty after the other, through the dual ``(n, n)``.
-
-    Each costs a Cholesky factorisation and an inverse triangle: for thousands of models
-    a fraction of an eigendecomposition.
-
-    Parameters
-    ----------
-    features : Tensor of shape (n_models, p)
-    targets : Tensor of shape (n_models, n_targets)
-    sample_weight : Tensor of shape (n_models,), optional
-    """
-
-    def __init__(self, features, targets, sample_weight=None):
-        super().__init__(features, targets, sample_weight)
-        self._sample_weight, self._duals = sample_weight, {}
-
-    @cached_property
-    def _kernel(self):
-        return centred_kernel(self.features, self._sample_weight)
-
-    def leave_one_out(self, alphas):
-        """See `RidgePath.leave_one_out`."""
-        return torch.stack([self._leave_one_out(alpha.item()) for alpha in alphas])
-
-    def _leave_one_out(self, alpha):
-        asked, penalised = alpha, self._kernel.clone()
-        trace = penalised.trace().item()
-        alpha = max(alpha, SMALLEST_PENALTY * trace)
-        # The direction of the mean, which centred targets do not have, would drown the
-        # others where the penalty is small: it is given a variance.
-        typical = trace / len(penalised)
-        means = self._roots * (typical / self._roots.square().sum()) ** 0.5
-        penalised.addmm_(means, means.T).diagonal().add_(alpha)
-        inverse = inverse_cholesky(penalised)
-        self._duals[asked] = dual = inverse.T @ (inverse @ self._centred_targets())
-        # With G the inverse of K + alpha, the hat matrix is I - alpha G.
-        freedom = alpha * torch.linalg.vector_norm(inverse, dim=0).square()
-        freedom -= self.shares * (alpha / (typical + alpha))
-        residuals = alpha * dual / freedom.clamp_min(_eps(dual))[:, None]
-        return self.targets - residuals / self._roots
-
-    def _dual(self, alpha):
-        columns = [self._duals[a.item()][:, t] for t, a in enumerate(alpha)]
-        return torch.stack(columns, dim=1)
-
-    def principal_directions(self, n_components, precision):
-        """Leading principal directions, by subspace iteration.
-
-        See `RidgePath.principal_directions`.
-        """
-        variances, directions = leading_directions(self._centred_parts, n_components)
-        return fix_signs(directions[:, variances > precision * variances[0]].T)
-
-
 def centred_kernel(features, sample_weight=None):
     """Inner products of centred features, times the roots of the weights, in float64.
 
@@ -291,6 +218,30 @@ def centred_kernel(features, sample_weight=None):
     for part in centred_parts(features, shares, roots):
         add_gram(total, part.T)
     return mirror(total)
+
+
+def centred_span(features, sample_weight=None):
+    """Orthonormal rows that span the centred features of models.
+
+    By a Cholesky factorisation of their kernel. Features that depend on others get
+    rows that are nearly zero.
+
+    Returns
+    -------
+    mean : Tensor of shape (p,)
+    directions : Tensor of shape (n_models, p)
+        In the dtype of the features.
+    """
+    shares, roots = _shares_and_roots(features[:, :0].double(), sample_weight)
+    kernel = centred_kernel(features, sample_weight)
+    variances = kernel.diagonal()
+    variances += (SPAN_TOLERANCE * variances.mean()).clamp_min(_eps(kernel))
+    factor = torch.linalg.cholesky(kernel)
+    directions = [
+        torch.linalg.solve_triangular(factor, part, upper=False).to(features.dtype)
+        for part in centred_parts(features, shares, roots)
+    ]
+    return shares @ features.double(), torch.cat(directions, dim=1)
 
 
 def centred_parts(features, shares, roots):

@@ -130,12 +130,7 @@ def choose_penalty(path, task, alphas):
     alphas = torch.as_tensor(alphas, dtype=path.targets.dtype).to(path.targets.device)
     if isinstance(task, Naming):
         return task.choose_penalty(path, alphas)
-    return penalty_of(path.leave_one_out(alphas), path, task, alphas)
-
-
-def penalty_of(predictions, path, task, alphas):
-    """Choose among leave-one-out predictions, ``(n_alphas, n_models, n_targets)``."""
-    shares = path.shares
+    predictions, shares = path.leave_one_out(alphas), path.shares
     if task == "regression":
         squares = (predictions - path.targets).square()
         errors = torch.einsum("n,ant->at", shares, squares)  # (n_alphas, n_targets)
@@ -150,7 +145,6 @@ def penalty_of(predictions, path, task, alphas):
     best = errors.argmin(dim=0)  # (n_targets,)
     columns = torch.arange(len(best), device=best.device)
     chosen = predictions[best, :, columns].T
-    alphas = torch.as_tensor(alphas, dtype=chosen.dtype, device=chosen.device)
     return Penalty(
         alphas[best],
         chosen,
