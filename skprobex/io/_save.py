@@ -28,7 +28,8 @@ def save_models(
     Parameters
     ----------
     folder : path-like
-        Made if it does not exist.
+        Made if it does not exist. Files of the same names are replaced; others stay,
+        and `open_models` will find them.
     weights_by_layer : dict of str to weights
         Arrays or tensors of shape (n_models, ...), `LowRankWeights`, or lazy weights,
         by layer name, all of the same models. Low-rank layers, whose names end with
