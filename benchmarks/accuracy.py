@@ -10,12 +10,12 @@ import os
 import platform
 import time
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
 import torch
+from output import saying
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
@@ -198,13 +198,7 @@ def run(args, say):
 def main():
     """Print the table and, where asked, write it to a file."""
     args = parse_args()
-    with open(args.output, "w") if args.output else nullcontext() as output:
-
-        def say(text):
-            print(text, flush=True)
-            if output:
-                print(text, file=output, flush=True)
-
+    with saying(args.output) as say:
         run(args, say)
 
 

@@ -5,12 +5,12 @@ See ``python benchmarks/compression.py --help``.
 """
 
 import argparse
-from contextlib import nullcontext
 
 import numpy as np
 import torch
 from accuracy import METHODS, N_TEST, machine
 from fit import Case, draw, seconds_of
+from output import saying
 
 from skprobex.datasets import make_digit_jungle
 
@@ -93,13 +93,9 @@ def main():
     add("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     add("--output", help="text file that also receives the table")
     args = parser.parse_args()
-    with open(args.output, "w") if args.output else nullcontext() as output:
-
-        def say(text):
-            print(text, flush=True)
-            if output:
-                print(text, file=output, flush=True)
-
+    if args.epochs < 2:
+        parser.error("an epoch is timed by the others: --epochs must be 2 or more")
+    with saying(args.output) as say:
         run(args, say)
 
 

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import time
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accuracy import METHODS, machine
 from memory import PeakMemory
+from output import saying
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
@@ -347,13 +347,7 @@ def main():
     if args.fit:
         fit(*args.fit)
         return
-    with open(args.output, "w") if args.output else nullcontext() as output:
-
-        def say(text):
-            print(text, flush=True)
-            if output:
-                print(text, file=output, flush=True)
-
+    with saying(args.output) as say:
         run(args, say)
 
 

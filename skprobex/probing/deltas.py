@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .shards import map_batches, take
+from .shards import count_models, map_batches, take
 from .spectral import (
     N_DIRECTIONS,
     concatenate,
@@ -130,12 +130,11 @@ def decompose_models(batch, center, sketch):
     """Centre and decompose a batch of either kind, on a CPU in parts."""
     if center is None or center.device.type != "cpu":
         return decompose(subtract(batch, center), sketch)
-    n_models = len(batch.B if isinstance(batch, LowRankBatch) else batch)
     size = max(1, PART_BYTES // center.nbytes)
     return concatenate(
         [
             decompose(subtract(take(batch, slice(start, start + size)), center), sketch)
-            for start in range(0, n_models, size)
+            for start in range(0, count_models(batch), size)
         ]
     )
 

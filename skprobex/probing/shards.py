@@ -66,7 +66,7 @@ def apply_in_parts(function, batch, constants):
     list
         What the function returned of each part, in order.
     """
-    n_models = len(batch[0]) if isinstance(batch, tuple) else len(batch)
+    n_models = count_models(batch)
     try:
         return [function(batch, *constants)]
     except torch.cuda.OutOfMemoryError as error:
@@ -82,6 +82,11 @@ def apply_in_parts(function, batch, constants):
         for half in halves
         for result in apply_in_parts(function, take(batch, half), constants)
     ]
+
+
+def count_models(batch):
+    """Count the models of a batch of either kind."""
+    return len(batch[0]) if isinstance(batch, tuple) else len(batch)
 
 
 def take(batch, models):
