@@ -5,7 +5,11 @@ import pytest
 import torch
 
 from skprobex.probing import probes as probes_module
-from skprobex.probing.deltas import DecomposedDeltas, root_mean_square
+from skprobex.probing.deltas import (
+    DecomposedDeltas,
+    RepeatedPasses,
+    root_mean_square,
+)
 from skprobex.probing.device import make_generator
 from skprobex.probing.probes import (
     ProbedView,
@@ -198,6 +202,18 @@ def test_sketched_layers_get_the_same_features():
 # Wide layers: probes within a subspace
 
 
+class Batches(RepeatedPasses):
+    """Batches that are there already."""
+
+    n_bytes = 0
+
+    def __init__(self, batches):
+        self._batches = list(batches)
+
+    def _compute(self):
+        return iter(self._batches)
+
+
 @pytest.fixture
 def wide(monkeypatch):
     """Low-rank models whose sides are wider than the subspace."""
@@ -207,7 +223,7 @@ def wide(monkeypatch):
     left = np.linalg.qr(rng.standard_normal((60, 20)))[0] * loudness
     right = np.linalg.qr(rng.standard_normal((50, 20)))[0] * loudness
     deltas = left @ rng.standard_normal((15, 20, 20)) @ right.T
-    return [thin_svd(part, None) for part in torch.from_numpy(deltas).split(4)]
+    return Batches(thin_svd(part, None) for part in torch.from_numpy(deltas).split(4))
 
 
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=str)
@@ -234,7 +250,7 @@ def test_probes_of_wide_layers_are_those_of_the_whole(candidate, wide):
 
 
 def test_only_sides_wider_than_the_subspace_are_projected(wide):
-    tall = [factors._replace(right=factors.right[:, :20]) for factors in wide]
+    tall = Batches(f._replace(right=f.right[:, :20]) for f in wide)
     deltas = SubspaceDeltas(tall, {"left", "right"}, N_PROBES, make_generator(0))
     for factors, projected in zip(tall, deltas, strict=True):
         assert projected.left.shape[1] == 24

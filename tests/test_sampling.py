@@ -186,7 +186,7 @@ def test_some_columns_at_a_time_are_all_columns(monkeypatch):
         return left_out, *fitted.solve(alpha), directions, fitted.feature_mean
 
     expected = fit(features)
-    monkeypatch.setattr(ridge_module, "COLUMNS", 7)
+    monkeypatch.setattr(ridge_module, "AT_ONCE", 7)
     for got, want in zip(fit(features.float()), expected, strict=True):
         assert got.dtype == torch.float64
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-9)
@@ -339,8 +339,8 @@ def test_every_model_is_decomposed_once(few, cache_bytes, monkeypatch):
     W, y = tree()
     ProbeXClassifier().fit(W, y)
     once = cache_bytes > 0
-    # Otherwise the sample is: for the subspaces, the probes, the features, and again.
-    assert sum(decomposed) == (len(W) if once else len(W) + 3 * 40)
+    # Otherwise the sample is: for the subspaces, the probes, and the features.
+    assert sum(decomposed) == (len(W) if once else len(W) + 2 * 40)
 
 
 def test_progress_counts_every_model_once(few, capsys):

@@ -201,7 +201,7 @@ def fit_closed_form(
         part = sample.of(deltas)
         probed, features = fit_features(part, candidates, n_probes, generator)
         ridges = sample.ridges(features, alphas)
-        opened[name] = deltas, part
+        opened[name] = deltas
         found = as_blocks(name, deltas, candidates, probed, features)
         if name is None:
             search = search_views if views == "auto" else compare_normalizations
@@ -211,7 +211,6 @@ def fit_closed_form(
         chosen, scores = best_blocks(found, candidates, ridges, views == "auto")
         blocks = keep_best(blocks + chosen)
         view_scores[name], layer_scores[name] = scores, max(scores.values())
-        part.forget()
         deltas.progress = part.progress = None
     else:
         features, kernels = zip(*((b.features, b.kernel) for b in blocks), strict=True)
@@ -223,11 +222,11 @@ def fit_closed_form(
         ridges.settle(choice)
         path, penalty = choice.path, choice.penalty
     else:
-        n_features = sum(blocks[i].features.shape[1] for i in choice.members)
+        sample.keep(blocks, choice)
         # What was compared is not needed any more, and may take as much memory.
-        del blocks, found, features, ridges, choice, deltas, part
+        del blocks, found, features, ridges, choice
         features, reduction = sample.probe_all(
-            chosen, opened, n_features, targets, task, sample_weight
+            chosen, opened, targets, task, sample_weight
         )
         path = RidgePath(features.to(solver), targets, sample_weight)
         penalty = choose_penalty(path, task, alphas)

@@ -34,7 +34,7 @@ class Compression:
 
         Parameters
         ----------
-        deltas : iterable of SpectralFactors
+        deltas : DecomposedDeltas
         normalize : bool
         size : int
             Dimensions to keep of each side.

@@ -77,11 +77,15 @@ def mean_and_sizes(weights, device, dtype):
     sizes : Tensor of shape (n_models,)
         See `sizes_of`.
     """
-    total, sizes = 0.0, []
-    for models, size in map_batches(sums_and_sizes, weights, device, dtype):
-        total = total + models
-        sizes.append(size)
-    return (total / len(weights)).to(dtype), torch.cat(sizes)
+    # Nothing small stays behind between the large sums: malloc could not join what they
+    # leave, and memory would grow with the number of models.
+    total, n_seen = 0.0, 0
+    sizes = torch.empty(len(weights), dtype=torch.float64)
+    for models, some_sizes in map_batches(sums_and_sizes, weights, device, dtype):
+        total += models
+        sizes[n_seen : n_seen + len(some_sizes)] = some_sizes
+        n_seen += len(some_sizes)
+    return (total / len(weights)).to(dtype), sizes
 
 
 def sums_and_sizes(batch):
@@ -182,12 +186,13 @@ class RepeatedPasses:
             self._cache = cache
 
     def once(self):
-        """Iterate for the last time: nothing is kept."""
-        yield from self._compute() if self._cache is None else self._cache
-
-    def forget(self):
-        """Let go of what was kept."""
-        self._cache = None
+        """Iterate for the last time: what was kept is let go of on the way."""
+        if self._cache is None:
+            yield from self._compute()
+            return
+        cache, self._cache = self._cache[::-1], None
+        while cache:
+            yield cache.pop()
 
 
 class DecomposedDeltas(RepeatedPasses):

@@ -68,7 +68,8 @@ class SubspaceDeltas(RepeatedPasses):
 
     Parameters
     ----------
-    deltas : iterable of SpectralFactors
+    deltas : DecomposedDeltas
+        What they keep is let go of, where the coordinates are kept.
     sides : set of {"left", "right"}
         The sides that the views look at; of the others nothing is kept.
     n_probes : int
@@ -109,7 +110,8 @@ class SubspaceDeltas(RepeatedPasses):
         self._deltas, self._unseen = deltas, {"left", "right"} - sides
 
     def _compute(self):
-        for factors in self._deltas:
+        # What is kept here is all that is looked at again.
+        for factors in self._deltas.once() if self.is_kept else self._deltas:
             projected = {
                 side: project(getattr(factors, side), basis)
                 for side, basis in self.bases.items()
@@ -130,7 +132,7 @@ def fit_features(deltas, candidates, n_probes, generator):
 
     Parameters
     ----------
-    deltas : iterable of SpectralFactors
+    deltas : DecomposedDeltas
     candidates : list of (str, bool)
         Views and whether their deltas are normalised.
     n_probes : int

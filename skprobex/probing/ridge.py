@@ -9,9 +9,9 @@ import torch
 
 from .linalg import add_gram, eigh_descending, fix_signs, mirror
 
-# Features are centred and widened to float64 so many columns at a time: a copy of all
-# would take more memory than anything else in a fit.
-COLUMNS = 512
+# Features are centred and widened to float64 so many rows or columns at a time: a copy
+# of all would take more memory than anything else in a fit.
+AT_ONCE = 512
 # Share of the mean variance below which a direction is no part of a span.
 SPAN_TOLERANCE = 1e-9
 
@@ -71,13 +71,22 @@ class RidgePath:
         if kernel is not None:
             eigenvalues, vectors = eigh_descending(kernel)
         else:
-            centred = torch.cat(list(self._centred_parts()), dim=1)
-            eigenvalues, vectors = eigh_descending(centred.T @ centred)
-            vectors = centred @ vectors / eigenvalues.clamp_min(_eps(targets)).sqrt()
+            n_features = features.shape[1]
+            total = targets.new_zeros(n_features, n_features)
+            for rows in self._centred_rows():
+                add_gram(total, rows)
+            eigenvalues, vectors = eigh_descending(mirror(total))
         # Directions without variance, such as the mean's own, are rounding errors.
         n_kept = int((eigenvalues > eigenvalues[0] * n_models * _eps(targets)).sum())
         self.eigenvalues = eigenvalues[:n_kept]  # (r,)
-        self.vectors = vectors[:, :n_kept]  # (n_models, r)
+        vectors = vectors[:, :n_kept]
+        if kernel is None:
+            directions = vectors / self.eigenvalues.sqrt()
+            vectors = targets.new_empty(n_models, n_kept)
+            parts = zip(vectors.split(AT_ONCE), self._centred_rows(), strict=True)
+            for part, rows in parts:
+                torch.matmul(rows, directions, out=part)
+        self.vectors = vectors  # (n_models, r)
 
     def set_targets(self, targets):
         """Put other targets in the place of those of before, ``(n_models, ...)``."""
@@ -86,11 +95,17 @@ class RidgePath:
 
     @property
     def feature_mean(self):
-        columns = self.features.split(COLUMNS, dim=1)
-        return torch.cat([self.shares @ part.to(self.shares) for part in columns])
+        return mean_of(self.features, self.shares)
+
+    def _centred_rows(self):
+        """Centred features, times the roots of the weights, some models at a time."""
+        mean = self.feature_mean
+        parts = self.features.split(AT_ONCE), self._roots.split(AT_ONCE)
+        for rows, roots in zip(*parts, strict=True):
+            yield (rows.to(mean) - mean).mul_(roots)
 
     def _centred_parts(self):
-        """Centred features, times the roots of the weights, some columns at a time."""
+        """The same, some columns at a time."""
         return centred_parts(self.features, self.shares, self._roots)
 
     def _centred_targets(self):
@@ -110,7 +125,9 @@ class RidgePath:
         Tensor of shape (n_alphas, n_models, n_targets)
         """
         shrinkage, fitted = self._fitted(alphas)
-        leverage = shrinkage @ self.vectors.square().T + self.shares
+        squares = (rows.square().T for rows in self.vectors.split(AT_ONCE))
+        leverage = torch.cat([shrinkage @ part for part in squares], dim=1)
+        leverage += self.shares
         freedom = (1 - leverage).clamp_min(_eps(fitted))  # (n_alphas, n_models)
         return self.targets - (self.targets - fitted) / freedom[:, :, None]
 
@@ -201,9 +218,10 @@ class RidgePath:
         if not len(leading):
             # Models without variance: one direction, so that there is one to return.
             return torch.zeros_like(self.features[:1])
-        vectors = self.vectors[:, : len(leading)] / leading.sqrt()
+        vectors = self.vectors[:, : len(leading)]
         directions = [vectors.T @ part for part in self._centred_parts()]
-        return fix_signs(torch.cat(directions, dim=1))
+        directions = torch.cat(directions, dim=1).div_(leading.sqrt()[:, None])
+        return fix_signs(directions)
 
 
 def centred_kernel(features, sample_weight=None):
@@ -237,16 +255,23 @@ def centred_span(features, sample_weight=None):
     variances = kernel.diagonal()
     variances += (SPAN_TOLERANCE * variances.mean()).clamp_min(_eps(kernel))
     factor = torch.linalg.cholesky(kernel)
-    directions = [
-        torch.linalg.solve_triangular(factor, part, upper=False).to(features.dtype)
-        for part in centred_parts(features, shares, roots)
-    ]
-    return shares @ features.double(), torch.cat(directions, dim=1)
+    directions = torch.empty_like(features)
+    columns = directions.split(AT_ONCE, dim=1)
+    parts = zip(columns, centred_parts(features, shares, roots), strict=True)
+    for some, part in parts:
+        some.copy_(torch.linalg.solve_triangular(factor, part, upper=False))
+    return mean_of(features, shares), directions
+
+
+def mean_of(features, shares):
+    """Weighted mean of models, in the dtype of the weights, ``(p,)``."""
+    columns = features.split(AT_ONCE, dim=1)
+    return torch.cat([shares @ part.to(shares) for part in columns])
 
 
 def centred_parts(features, shares, roots):
     """Yield centred features in the dtype of the shares, some columns at a time."""
-    for columns in features.split(COLUMNS, dim=1):
+    for columns in features.split(AT_ONCE, dim=1):
         columns = columns.to(shares)
         yield (columns - shares @ columns).mul_(roots)
 

@@ -5,14 +5,14 @@ views. On a sample of bounded size that is a fixed cost, and the time of a fit g
 with the number of models as reading them does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from .device import solver_device
 from .naming import Naming
-from .ridge import centred_span
+from .ridge import AT_ONCE, centred_span
 from .selection import Ridges
 
 # Views are compared, and probes computed, on at most so many models. Measured on 700
@@ -37,6 +37,8 @@ class Sample:
     targets : Tensor of shape (n_sampled, n_targets)
     task : one of ``tasks.TASKS``, or Naming
     sample_weight : Tensor of shape (n_sampled,) or None
+    features : dict of str to list of Tensor of shape (n_sampled, n_features)
+        Of the chosen views, once they are chosen, by layer.
     """
 
     models: torch.Tensor | None
@@ -44,6 +46,7 @@ class Sample:
     targets: torch.Tensor
     task: object
     sample_weight: torch.Tensor | None
+    features: dict = field(default_factory=dict)
 
     @classmethod
     def draw(cls, deltas, targets, task, sample_weight):
@@ -71,16 +74,26 @@ class Sample:
         """Deltas of the sample alone."""
         return deltas if self.models is None else deltas.take(self.models)
 
-    def probe_all(self, layers, opened, n_features, targets, task, sample_weight):
-        """Probe all models; what is known of the sample is not computed again.
+    def keep(self, blocks, choice):
+        """Keep the features of the chosen blocks, as they are joined.
+
+        Parameters
+        ----------
+        blocks : list of Block
+        choice : Choice
+        """
+        for i, share in zip(choice.members, choice.shares, strict=True):
+            parts = self.features.setdefault(blocks[i].name, [])
+            parts.append(blocks[i].features * share**0.5)
+
+    def probe_all(self, layers, opened, targets, task, sample_weight):
+        """Probe all models; the features of the sample are known, and let go of.
 
         Parameters
         ----------
         layers : list of ProbedLayer
-        opened : dict of str to (DecomposedDeltas, DecomposedDeltas)
-            Deltas of all models, and of the sample, by layer.
-        n_features : int
-            Of all layers together.
+        opened : dict of str to DecomposedDeltas
+            Of all models, by layer.
         targets, task, sample_weight
             Of all models.
 
@@ -93,6 +106,9 @@ class Sample:
         is_known = torch.zeros(len(targets), dtype=torch.bool)
         is_known[self.models] = True
         added = self.models[:0]
+        n_features = sum(
+            part.shape[1] for parts in self.features.values() for part in parts
+        )
         is_reduced = min(len(targets), n_features) > MAX_DECOMPOSED
         if is_reduced:
             some = choose_models(MAX_DECOMPOSED, self.sizes, targets, task)
@@ -101,14 +117,14 @@ class Sample:
         known, rest = torch.cat([self.models, added]), (~is_known).nonzero().squeeze(1)
 
         def probe(layer, models, reduce=None):
-            deltas, _ = opened[layer.name]
-            return [layer.probe(deltas.take(models), reduce)] if len(models) else []
+            deltas = opened[layer.name].take(models)
+            return [layer.probe(deltas, reduce)] if len(models) else []
 
         parts = []
         for layer in layers:
-            _, sampled = opened[layer.name]
-            parts.append(torch.cat([layer.probe(sampled), *probe(layer, added)]))
-            sampled.forget()
+            of_sample = torch.cat(self.features.pop(layer.name), dim=1)
+            parts.append(torch.cat([of_sample, *probe(layer, added)]))
+        del of_sample
         widths = [part.shape[1] for part in parts]
         seen, reduction = torch.cat(parts, dim=1), None
         del parts
@@ -177,7 +193,8 @@ class Reduction:
 
     def restore(self, vectors):
         """Take vectors of coordinates, ``(n, n_directions)``, back to features."""
-        return vectors @ self.directions.to(vectors)
+        columns = self.directions.split(AT_ONCE, dim=1)
+        return torch.cat([vectors @ part.to(vectors) for part in columns], dim=-1)
 
 
 def choose_models(n_chosen, sizes, targets, task):

@@ -42,7 +42,10 @@ def map_batches(function, weights, device, dtype, *constants):
     n_workers = count_workers() if device.type == "cpu" else 1
     if n_workers == 1 or not hasattr(weights, "shards"):
         for batch in weights.batches(device, dtype):
-            yield from apply_in_parts(function, batch, constants)
+            results = apply_in_parts(function, batch, constants)
+            # Let go of it before room is made for another.
+            del batch
+            yield from results
         return
     # joblib shares large arrays between processes, and copies tensors.
     arrays = [
