@@ -1,6 +1,5 @@
 """What all experts share: parameters, the closed form, fitted attributes, tags."""
 
-import warnings
 from collections.abc import Callable
 from functools import wraps
 from numbers import Integral
@@ -15,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from ._documented import Documented
 from ._progress import ProgressBar
 from ._sklearn import ClassNamePrefixFeaturesOutMixin, Interval, StrOptions
+from ._warnings import warn
 from .io._persistence import Saveable
 from .probing import sampling
 from .probing.closed_form import fit_closed_form
@@ -233,11 +233,10 @@ class BaseExpert(
         limit = max(max(shape) for shape in shapes)
         # The default is meant for any layer: clipping it is no news.
         if self.n_probes > limit and self.n_probes != DEFAULT_N_PROBES:
-            warnings.warn(
+            warn(
                 f"n_probes={self.n_probes} is more than the dimensions of the weights, "
                 f"{tuple(shapes[0]) if len(shapes) == 1 else shapes}: {limit} probes "
                 "are used.",
-                stacklevel=6,
             )
         return min(self.n_probes, limit)
 

@@ -1,5 +1,6 @@
 """What kind of targets these are, and the numbers that a solver fits."""
 
+from collections.abc import Mapping
 from numbers import Number
 
 import numpy as np
@@ -53,6 +54,7 @@ def check_labels(y):
     TypeError
         If y mixes types; the message names two models.
     """
+    check_is_array(y)
     if issparse(y):
         y = y.toarray()
     if isinstance(y, (list, tuple)) and len({_n_labels(labels) for labels in y}) > 1:
@@ -61,10 +63,29 @@ def check_labels(y):
             "sklearn.preprocessing.MultiLabelBinarizer().fit_transform(y)."
         )
     array = np.asarray(y)
+    if array.ndim == 2 and array.shape[1] > 1 and isinstance(array[0, 0], str):
+        raise ValueError(
+            "y holds lists of labels: pass an indicator matrix, "
+            "sklearn.preprocessing.MultiLabelBinarizer().fit_transform(y)."
+        )
     if array.ndim and array.dtype == object:
         is_text = [isinstance(label, str) for label in array.ravel()]
         y = array if all(is_text) else _as_numbers(array, is_text)
     return check_array(y, ensure_2d=False, allow_nd=True, dtype=None, input_name="y")
+
+
+def check_is_array(y):
+    """Refuse a name of what is wanted, and what it is in."""
+    if isinstance(y, str):
+        raise TypeError(
+            f"y is {y!r}: expected one label or number for each model, such as "
+            f"models.labels({y!r}) reads from the metadata of models in files."
+        )
+    if isinstance(y, Mapping) and not issparse(y):
+        raise TypeError(
+            f"y is a {type(y).__name__}: expected one label or number for each model, "
+            f"such as y[{next(iter(y), 'y')!r}]."
+        )
 
 
 def _n_labels(labels):
@@ -101,6 +122,7 @@ def check_numbers(y):
     -------
     ndarray of shape (n_models,) or (n_models, n_targets), float64
     """
+    check_is_array(y)
     return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
 
 

@@ -1,6 +1,5 @@
 """What the experts with two solvers share: the choice between them, and adam's part."""
 
-import warnings
 from numbers import Integral, Real
 
 import numpy as np
@@ -11,6 +10,7 @@ from sklearn.model_selection import train_test_split
 from ._base import BaseExpert
 from ._progress import ProgressBar
 from ._sklearn import Interval, StrOptions
+from ._warnings import warn
 from .probing.device import as_tensor
 from .probing.naming import Naming
 from .probing.state import to_arrays, to_tensors
@@ -195,16 +195,14 @@ class BaseProbeX(BaseExpert):
 
     def _warn_unfinished(self, history):
         if history.interrupted:
-            warnings.warn(
+            warn(
                 f"Training interrupted by user after {len(history.losses)} epochs.",
-                stacklevel=4,
             )
         elif not history.converged:
-            warnings.warn(
+            warn(
                 f"The adam solver reached max_iter={self.max_iter} and has not "
                 "converged yet: raise max_iter, or tol.",
                 ConvergenceWarning,
-                stacklevel=4,
             )
 
     def _split_validation(self, stratify, n_models, random_state):

@@ -1,6 +1,5 @@
 """The space models share with text: its labels, and how they compete for models."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ from sklearn.utils import check_array
 
 from ._calibration import fit_log_odds
 from ._labels import to_signs
+from ._warnings import warn
 from .probing.device import as_array, as_tensor
 from .probing.naming import TextSide
 from .probing.state import to_tensors
@@ -175,11 +175,9 @@ def check_vectors(y, name):
     """Validate text vectors, one a row, as float64."""
     y = check_array(y, ensure_2d=False, dtype=np.float64, input_name=name)
     if y.ndim == 1:
-        warnings.warn(
+        warn(
             f"{name} holds one number for each model, taken for vectors of one "
             "component. Numbers of classes say nothing: pass their names.",
-            UserWarning,
-            stacklevel=4,
         )
         y = y[:, None]
     # -0 is 0, also byte for byte.

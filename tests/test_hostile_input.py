@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import Ridge
+from sklearn.utils import Bunch
 
 import skprobex
 from skprobex import (
@@ -272,6 +273,7 @@ ODD = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:All models look alike")
 @pytest.mark.filterwarnings("ignore:.* Model Trees have fewer than min_models")
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("case", ODD)
@@ -306,6 +308,12 @@ def test_far_from_one(case):
             entry(FAR[case])
 
 
+def as_objects(arrays):
+    objects = np.empty(len(arrays), dtype=object)
+    objects[:] = list(arrays)
+    return objects
+
+
 FITTED_CLASSIFIER, FITTED_EMBEDDER = classifier(), embedder()
 WITHOUT_TEXTS = embedder(y=None)
 FITTED_FUSION = fusion({"a": W})
@@ -333,7 +341,7 @@ REFUSED = {
     "predict another d_out": (
         lambda: FITTED_CLASSIFIER.predict(W[:, :5]),
         ValueError,
-        "has 5 features, but ProbeXClassifier is expecting 8",
+        "weights of shape (5, 6), but ProbeXClassifier was fitted on",
     ),
     "predict another d_in": (
         lambda: FITTED_CLASSIFIER.predict(W[:, :, :5]),
@@ -343,7 +351,57 @@ REFUSED = {
     "predict one model without its axis": (
         lambda: FITTED_CLASSIFIER.predict(W[0]),
         ValueError,
-        "features",
+        "(8, 6) is one model's weights: pass W[None]",
+    ),
+    "predict one model, a tensor": (
+        lambda: FITTED_CLASSIFIER.predict(torch.from_numpy(W[0])),
+        ValueError,
+        "pass W[None]",
+    ),
+    "predict flattened weights": (
+        lambda: FITTED_CLASSIFIER.predict(W.reshape(N, -1)),
+        ValueError,
+        "(48, 1), but ProbeXClassifier was fitted on weights of shape (8, 6)",
+    ),
+    "files as W": (
+        lambda: ProbeXClassifier().fit(["a.safetensors"] * N, y),
+        TypeError,
+        "open_models opens a list of files",
+    ),
+    "an array of arrays as W": (
+        lambda: ProbeXClassifier().fit(as_objects(W), y),
+        ValueError,
+        "pass one array, np.stack(W)",
+    ),
+    "a tensor without data as W": (
+        lambda: ProbeXClassifier().fit(torch.empty(N, 8, 6, device="meta"), y),
+        ValueError,
+        "load its data first",
+    ),
+    "a name as y": (
+        lambda: ProbeXClassifier().fit(W, "dataset"),
+        TypeError,
+        "models.labels('dataset')",
+    ),
+    "a name as real y": (
+        lambda: ProbeXRegressor().fit(W, "accuracy"),
+        TypeError,
+        "models.labels('accuracy')",
+    ),
+    "a Bunch as y": (
+        lambda: ProbeXClassifier().fit(W, Bunch(y=y, classes=[0, 1, 2])),
+        TypeError,
+        "y is a Bunch: expected one label or number for each model, such as y['y']",
+    ),
+    "lists of labels as y": (
+        lambda: ProbeXClassifier().fit(W, [["a", "b"]] * N),
+        ValueError,
+        "MultiLabelBinarizer",
+    ),
+    "save to a folder": (
+        lambda: FITTED_CLASSIFIER.save(os.getcwd()),
+        IsADirectoryError,
+        "is a folder: name a file in it",
     ),
     "predict nothing": (
         lambda: FITTED_CLASSIFIER.predict(W[:0]),
@@ -465,7 +523,11 @@ REFUSED = {
         ValueError,
         "MultiLabelBinarizer",
     ),
-    "a dict of labels": (lambda: classifier(y={"a": 1}), TypeError, "1 dimension"),
+    "a dict of labels": (
+        lambda: classifier(y={"a": 1}),
+        TypeError,
+        "y is a dict: expected one label",
+    ),
     "a dict of texts": (lambda: embedder(y={"a": 1}), TypeError, "got a dict"),
     "score of too few": (lambda: FITTED_EMBEDDER.score(W, TEXTS[:3]), ValueError, "24"),
     "score without y": (
@@ -1362,6 +1424,7 @@ def problems(draw):
     return ProbeXClassifier(**common), X, y
 
 
+@pytest.mark.filterwarnings("ignore:All models look alike")
 @VALID
 @given(problem=problems())
 def test_fit_predict_save_load(problem, tmp_path_factory):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_array
+from sklearn.pipeline import make_pipeline
 
 from skprobex import ProbeXClassifier, ProbeXRegressor
 from skprobex.datasets import make_model_tree
@@ -102,6 +103,7 @@ def test_two_models(tree):
     assert np.isfinite(clf.predict_proba(W)).all()
 
 
+@pytest.mark.filterwarnings("ignore:All models look alike")
 def test_identical_models_predict_the_majority(tree):
     W = np.repeat(tree[0][:1], 9, axis=0)
     y = np.array(["a"] * 6 + ["b"] * 3)
@@ -216,7 +218,7 @@ def test_predict_names_the_wrong_shape(tree, method):
     W = tree[0]
     with pytest.raises(ValueError, match=r"shape \(12, 7\).*fitted on .* \(12, 8\)"):
         getattr(clf, method)(W[:, :, :7])
-    with pytest.raises(ValueError, match="X has 11 features, but"):
+    with pytest.raises(ValueError, match=r"shape \(11, 8\).*fitted on .* \(12, 8\)"):
         getattr(clf, method)(W[:, :11])
     with pytest.raises(ValueError, match="contains NaN: model 2"):
         getattr(clf, method)(spoiled(W, np.nan, 2))
@@ -271,3 +273,11 @@ def test_silent_unless_asked(tree, capfd):
     ProbeXClassifier(verbose=1).fit(*tree)
     out, err = capfd.readouterr()
     assert out == "" and "ProbeXClassifier" in err
+
+
+def test_models_that_are_all_the_same(tree):
+    W, y = tree
+    with pytest.warns(UserWarning, match="All models look alike") as caught:
+        make_pipeline(ProbeXClassifier()).fit(np.repeat(W[:1], len(W), axis=0), y)
+    # At the line above, not within a library.
+    assert caught[0].filename == __file__

@@ -152,7 +152,9 @@ def test_where_nothing_is_left(index):
     result = index.search("cats", where={"task": "z"})
     assert result.names == [] and result.metadata == [] and len(result.scores) == 0
     assert len(result.to_frame()) == 0
-    assert index.search(["cats", "dogs"], where={"none": 1}).names == [[], []]
+    assert index.search(["cats", "dogs"], where={"task": 1}).names == [[], []]
+    with pytest.raises(ValueError, match="where has 'tsk', which no model's metadata"):
+        index.search("cats", where={"tsk": 1})
 
 
 def test_found_metadata_are_copies(index):

@@ -460,6 +460,7 @@ def test_what_is_subtracted_does_not_matter():
         )
 
 
+@pytest.mark.filterwarnings("ignore:All models look alike")
 @pytest.mark.parametrize("views", ["auto", ("spectrum",), ("xu", "log_xtx")])
 @pytest.mark.parametrize("shape", [(20, 3, 2), (6, 8, 7)])
 def test_equal_models_predict_the_mean(views, shape):

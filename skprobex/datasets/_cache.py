@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._warnings import warn
 from ..io._atomic import replacing
 
 Arrays = dict[str, np.ndarray]
@@ -91,9 +91,7 @@ def _read(path):
 
 
 def _warn_not_stored(name, error):
-    warnings.warn(
+    warn(
         f"{name} could not be cached and will be built again next time: {error}. "
         "Pass a writable `data_home`, or cache=False.",
-        UserWarning,
-        stacklevel=4,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 from urllib.parse import quote
@@ -13,6 +12,7 @@ from urllib.parse import quote
 from joblib import Parallel, delayed
 
 from .._typing import PathLike
+from .._warnings import warn
 from ..exceptions import CorruptFileError, WeightFileError
 from ..weights._collection import ModelCollection
 from ..weights._handles import StoredModel
@@ -118,11 +118,9 @@ def open_models(
     if failures and on_error == "warn":
         _warn_skipped(failures, n_listed)
     if n_dora:
-        warnings.warn(
+        warn(
             f"{n_dora} models hold DoRA adapters: their true delta needs the base's "
             "weights. The product B @ A is used, which is its direction only.",
-            UserWarning,
-            stacklevel=2,
         )
     _resolve_names(models)
     return ModelCollection._from_models(models, on_missing=on_missing)
@@ -140,11 +138,9 @@ def _warn_skipped(errors, total):
     named = "\n".join(f"- {error}" for error in errors[:_N_NAMED])
     more = len(errors) - _N_NAMED
     rest = f"\nand {more} more." if more > 0 else ""
-    warnings.warn(
+    warn(
         f"{len(errors)} of {total} models cannot be used and were left out:\n{named}"
         f"{rest}\nPass on_error='raise' to stop at the first, 'ignore' to hide this.",
-        UserWarning,
-        stacklevel=3,
     )
 
 

@@ -9,7 +9,6 @@ all else.
 import hashlib
 import json
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import sklearn
 import torch
 
 from .._typing import PathLike
+from .._warnings import warn
 from ..exceptions import CorruptFileError, UnsupportedFormatError, VersionWarning
 from ._atomic import replacing
 from ._classes import SAVED_CLASSES, saved_name
@@ -66,6 +66,11 @@ class Saveable:
             raise TypeError(
                 f"{type(self).__name__} is no class of skprobex itself, which are the "
                 "only ones that files hold. Pickle it instead."
+            )
+        if os.path.isdir(path):
+            raise IsADirectoryError(
+                f"{os.fspath(path)!r} is a folder: name a file in it, such as "
+                f"{os.path.join(path, 'model.skprobex')!r}."
             )
         writer = StateWriter()
         writer.add(self, name)
@@ -251,10 +256,9 @@ def _warn_of_versions(metadata, objects, path):
     installed = _installed_versions()
     for name in names:
         if metadata.get(name) != installed[name]:
-            warnings.warn(
+            warn(
                 f"{path} was saved by {name} {metadata.get(name)}, and is loaded by "
                 f"{name} {installed[name]}: predictions may differ. Fit and save the "
                 "estimator again if they matter.",
                 VersionWarning,
-                stacklevel=3,
             )

@@ -1,9 +1,9 @@
 """What a search has found: a table, and a warning where fits failed."""
 
-import warnings
-
 import numpy as np
 from sklearn.exceptions import FitFailedWarning
+
+from .._warnings import warn
 
 
 def tell_failures(names, found, n_splits):
@@ -22,7 +22,7 @@ def tell_failures(names, found, n_splits):
     )
     if all(n_failed == n_splits for _, n_failed, _ in found):
         raise ValueError(f"{message} error_score='raise' shows where.")
-    warnings.warn(message, FitFailedWarning, stacklevel=5)
+    warn(message, FitFailedWarning)
 
 
 def tabulate(names, results, scorers):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .._warnings import warn
 from .deltas import DecomposedDeltas
 from .device import solver_device
 from .fusion import as_blocks, best_blocks, fuse, in_order, keep_best
@@ -230,6 +231,11 @@ def fit_closed_form(
         )
         path = RidgePath(features.to(solver), targets, sample_weight)
         penalty = choose_penalty(path, task, alphas)
+    if not len(path.eigenvalues):
+        warn(
+            "All models look alike: every prediction will be the same. Are these the "
+            "weights that training changed?"
+        )
 
     alpha, text_side = penalty.alpha, None
     if is_naming:

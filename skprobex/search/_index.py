@@ -389,7 +389,13 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
             return None
         if isinstance(where, Mapping):
             allowed = np.ones(len(self), dtype=bool)
+            known = {key for entry in self._metadata for key in entry}
             for key, wanted in where.items():
+                if key not in known:
+                    raise ValueError(
+                        f"where has {key!r}, which no model's metadata have. They "
+                        f"have {', '.join(map(repr, sorted(known))) or 'nothing'}."
+                    )
                 is_wanted = as_condition(wanted)
                 found = [is_wanted(entry.get(key)) for entry in self._metadata]
                 allowed &= np.array(found, dtype=bool)

@@ -1,6 +1,5 @@
 """ModelTreeClustering."""
 
-import warnings
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from .._base import all_or_nothing
 from .._documented import Documented
 from .._sklearn import Interval, StrOptions, _fit_context
 from .._typing import Device, RandomState, Self
+from .._warnings import warn
 from ..io._persistence import Saveable
 from ..probing.device import resolve_device
 from ..weights import WeightsLike
@@ -191,11 +191,9 @@ class ModelTreeClustering(Saveable, Documented, ClusterMixin, BaseEstimator):
             settled.append((part, trees, labels, distances, centers))
         self._publish(settled, n_models)
         if self.n_trees is not None and self.n_trees_ < self.n_trees:
-            warnings.warn(
+            warn(
                 f"Only {self.n_trees_} of n_trees={self.n_trees} trees were found: "
                 "models are equal, or equally far apart.",
-                UserWarning,
-                stacklevel=3,
             )
         return self
 

@@ -1,10 +1,9 @@
 """Ask several experts, and merge what they answer to what one estimator would."""
 
-import warnings
-
 import numpy as np
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
+from .._warnings import warn
 from ._clustering import ModelTreeClustering
 
 # Log-probability that stands for none: finite, so that scorers take it.
@@ -63,11 +62,9 @@ def find_trees(router, W):
         nearest = np.zeros_like(labels)
     unknown = labels < 0
     if unknown.any():
-        warnings.warn(
+        warn(
             f"{unknown.sum()} of {len(labels)} models are of no known Model Tree; the "
             "nearest tree's expert answers for them. router_.predict says which.",
-            UserWarning,
-            stacklevel=5,
         )
     return np.where(unknown, nearest, labels)
 
@@ -79,12 +76,10 @@ def warn_pooled(members, own_expert, min_models):
         return
     named = ", ".join(f"{t} ({len(members[t])} models)" for t in small[:5])
     more = f" and {len(small) - 5} more" if len(small) > 5 else ""
-    warnings.warn(
+    warn(
         f"{len(small)} of {len(members)} Model Trees have fewer than min_models="
         f"{min_models} models or one class only, and get an expert fitted on the "
         f"models of all trees: {named}{more}.",
-        UserWarning,
-        stacklevel=5,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 
 from .._typing import Numbers, Selection, Self
+from .._warnings import warn
 from ..exceptions import MissingLayerError
 from ._metadata import encode_labels
 from ._stores import InFiles, InMemory, LayerInfo
@@ -245,12 +245,10 @@ class ModelCollection:
         n_dropped = len(self) - len(kept)
         if n_dropped and name not in self._said:
             self._said.add(name)
-            warnings.warn(
+            warn(
                 f"{n_dropped} of {len(self)} models lack layer {name!r}, or have it "
                 "in another shape than most, and were left out. Labels of the others: "
                 f"models.select(layers=[{name!r}], on_missing='drop').labels(...).",
-                UserWarning,
-                stacklevel=3,
             )
         return self._store.take(kept).layer(name)
 

@@ -1,7 +1,7 @@
 """Turn whatever a user passes as W into weights, or say what is wrong with it."""
 
+import math
 import os
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -14,6 +14,7 @@ from sklearn.utils import Bunch
 from sklearn.utils.validation import validate_data
 
 from .._typing import Numbers
+from .._warnings import warn
 from ..exceptions import MissingLayerError, UnsupportedFormatError
 from ._collection import ModelCollection, check_is_layer
 from ._dense import DenseWeights, check_numeric
@@ -135,11 +136,9 @@ def usable_layers(W):
             "shape: these are models of different architectures (see W.groups)."
         )
     if unusable:
-        warnings.warn(
+        warn(
             f"{len(unusable)} of {len(unusable) + len(usable)} layers were left out, "
             f"as not all models have them in one shape: {_listed(unusable)}.",
-            UserWarning,
-            stacklevel=5,
         )
     return usable
 
@@ -202,6 +201,7 @@ def validate_weights(estimator, W, *, reset):
                 f"W holds one number per model, of shape {tuple(W.shape)}: pick a "
                 "layer with a vector or a matrix for each."
             )
+        _check_fitted_shape(estimator, W.shape, reset)
         validate_data(estimator, W, skip_check_array=True, reset=reset)
     else:
         if isinstance(W, (str, os.PathLike)):
@@ -210,6 +210,11 @@ def validate_weights(estimator, W, *, reset):
                 "and open_models(...)[layer] are their weights."
             )
         first = W[0] if isinstance(W, (list, tuple)) and W else W
+        if isinstance(first, (str, os.PathLike)):
+            raise TypeError(
+                f"W holds {os.fspath(first)!r}: expected weights. open_models opens a "
+                "list of files, and open_models(...)[layer] are their weights."
+            )
         # SciPy's matrices of type dok are mappings.
         if isinstance(first, (torch.nn.Module, Mapping)) and not issparse(first):
             raise TypeError(
@@ -217,6 +222,8 @@ def validate_weights(estimator, W, *, reset):
                 "models, np.stack([state_dict[layer] for state_dict in ...])."
             )
         _check_same_shapes(W)
+        if hasattr(W, "shape") and not issparse(W):
+            _check_fitted_shape(estimator, W.shape, reset)
         if isinstance(W, np.ma.MaskedArray):
             check_numeric(W, "W")
         W = validate_data(
@@ -243,14 +250,28 @@ def validate_weights(estimator, W, *, reset):
     weight_shape = weights.lifted_shape[1:]
     if reset:
         estimator.weight_shape_ = weight_shape
-    elif weight_shape != estimator.weight_shape_:
-        raise ValueError(
-            f"W holds weights of shape {weight_shape}, but "
-            f"{type(estimator).__name__} was fitted on weights of shape "
-            f"{estimator.weight_shape_}: pass the same layer of models of the same "
-            "architecture."
-        )
+    else:
+        _check_fitted_shape(estimator, weights.lifted_shape, reset)
     return weights
+
+
+def _check_fitted_shape(estimator, shape, reset):
+    """Compare the shape of W with that seen in fit; leave rows to scikit-learn."""
+    fitted = None if reset else getattr(estimator, "weight_shape_", None)
+    if fitted is None or len(shape) < 2 or (len(shape) == 2 and fitted[1] == 1):
+        return
+    if tuple(shape) == fitted:
+        raise ValueError(
+            f"W of shape {fitted} is one model's weights: pass W[None], with an axis "
+            "for models."
+        )
+    given = (shape[1], math.prod(shape[2:]))
+    if given != fitted:
+        raise ValueError(
+            f"W holds weights of shape {given}, but {type(estimator).__name__} was "
+            f"fitted on weights of shape {fitted}: pass the same layer of models of "
+            "the same architecture."
+        )
 
 
 def check_weight_shape(array, weight_shape, name):
@@ -275,6 +296,8 @@ def check_weight_shape(array, weight_shape, name):
 def _check_tensor(W):
     if W.is_sparse or W.layout != torch.strided:
         raise TypeError("W is a sparse tensor: pass a dense one (W.to_dense()).")
+    if W.is_meta:
+        raise ValueError("W is a tensor on the device 'meta': load its data first.")
     if W.is_complex():
         raise ValueError("Complex data not supported: W is a complex tensor.")
     if W.ndim < 2:
@@ -298,6 +321,10 @@ def _check_same_shapes(W):
     shapes = [tuple(w.shape) for w in W]
     usual, _ = Counter(shapes).most_common(1)[0]
     odd = [i for i, shape in enumerate(shapes) if shape != usual]
+    if not odd and is_object_array:
+        raise ValueError(
+            f"W is an array of {len(W)} arrays: pass one array, np.stack(W)."
+        )
     if not odd:
         return
     named = ", ".join(f"model {i}: {shapes[i]}" for i in odd[:5])

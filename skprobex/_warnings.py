@@ -1,0 +1,18 @@
+"""Warnings that point at the caller's own line, however deep they come from."""
+
+import sys
+import warnings
+
+_LIBRARIES = ("skprobex", "sklearn", "joblib")
+
+
+def warn(message, category=UserWarning):
+    """Warn at the line that led here, the last one outside of the libraries."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and _library(frame) in _LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _library(frame):
+    return frame.f_globals.get("__name__", "").partition(".")[0]
