@@ -250,8 +250,8 @@ def counted(case):
         # The smaller of both sides of the ridge, half of it.
         operations += 2 * sampled * n_features * min(sampled, n_features)
     if n > sampled:
-        # Two symmetric views of one side, of all models.
-        operations += 2 * (2 * n * k * d * p + 2 * n * k * p**2)
+        # Two symmetric views of one side, of all models that are not yet probed.
+        operations += 2 * (n - sampled) * (2 * k * d * p + 2 * k * p**2)
         if n <= MAX_DECOMPOSED:
             operations += n * 2 * n_symmetric * min(n, 2 * n_symmetric)
         else:

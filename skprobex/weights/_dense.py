@@ -37,13 +37,17 @@ class DenseWeights:
         d_in = int(np.prod(array.shape[2:], dtype=np.int64))
         self.lifted_shape = (n_models, array.shape[1], d_in)
         self.compute_dtype = compute_dtype(array.dtype)
+        # Looking for NaN takes as long as reading: once is enough.
+        self._is_finite = False
 
     def __len__(self):
         return self.lifted_shape[0]
 
     def __getitem__(self, index):
         models = np.arange(len(self)) if self.models is None else self.models
-        return DenseWeights(self.array, models[index])
+        taken = DenseWeights(self.array, models[index])
+        taken._is_finite = self._is_finite
+        return taken
 
     def batches(self, device, dtype=None):
         """Yield the models in order as finite tensors ``(b, d_out, d_in)``.
@@ -67,8 +71,10 @@ class DenseWeights:
             if self.models is not None:
                 models = self.models[models]
             batch = as_tensor(self.array[models], dtype, device)
-            check_finite(batch, start, self.title)
+            if not self._is_finite:
+                check_finite(batch, start, self.title)
             yield batch.reshape(-1, d_out, d_in)
+        self._is_finite = True
 
 
 def compute_dtype(dtype):
