@@ -154,8 +154,8 @@ def run(args, say):
             part = os.path.join(folder, str(count))
             write(part, count, 768)
             rows[f"{count} files"] = ("files", part, count, 768, {})
-        title = f"{few} and {many} files of 768 x 768, one run each"
-        compare(say, title, rows, 1)
+        title = f"{few} and {many} files of 768 x 768"
+        compare(say, title, rows, args.repeats)
     cases = {f"view {view}": {"views": (view,), "normalize": True} for view in VIEWS}
     cases["default settings: eleven views tried"] = {}
     for name, settings in cases.items():
