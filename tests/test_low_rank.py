@@ -96,11 +96,24 @@ def test_batches_are_bounded(monkeypatch, dtype, n_at_once):
     np.testing.assert_allclose(products, expected, rtol=0, atol=1e-4)
     np.testing.assert_allclose(W.to_dense(), expected)
     for factor in "BA":
-        broken = W[:]
-        setattr(broken, factor, getattr(W, factor).copy())
-        getattr(broken, factor)[30, 1, 2] = np.inf
+        factors = {"B": W.B.copy(), "A": W.A.copy()}
+        factors[factor][30, 1, 2] = np.inf
+        broken = LowRankWeights(**factors, scale=W.scale)
         with pytest.raises(ValueError, match=f"factor {factor} of W .*model 30"):
             list(broken.batches(torch.device("cpu"), dtype))
+
+
+def test_what_is_selected_is_not_copied_before_it_is_needed():
+    W, _ = draw()
+    selected = W[10:][[5, 0, 5]][::-1]
+    (batch,) = selected.batches(torch.device("cpu"))
+    assert selected._factors[0] is W.B
+    np.testing.assert_allclose(batch.B @ batch.A, W.to_dense()[[15, 10, 15]])
+    # What is sent to another process, or kept, is no more than was selected.
+    for kept in (pickle.loads(pickle.dumps(selected)), selected):
+        assert len(kept._factors[0]) == len(kept) == 3
+        np.testing.assert_array_equal(kept.A, W.A[[15, 10, 15]])
+        np.testing.assert_array_equal(kept.scale, W.scale[[15, 10, 15]])
 
 
 def test_a_batch_has_one_model_at_least(monkeypatch):

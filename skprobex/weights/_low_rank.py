@@ -95,17 +95,47 @@ class LowRankWeights:
         if not np.isfinite(scale).all():
             first = int(np.flatnonzero(~np.isfinite(scale))[0])
             raise ValueError(f"scale of model {first} is {scale[first]}, not finite.")
-        self.B, self.A, self.scale = B, A, scale
+        self._factors, self._models = (B, A, scale), None
+
+    def _take(self, models):
+        """Factors of some models, out of those that this object stands for."""
+        if self._models is not None:
+            models = self._models[models]
+        return [factor[models] for factor in self._factors]
+
+    def _settle(self):
+        """Copy what was selected, where it was not yet, and let go of the rest."""
+        if self._models is not None:
+            self._factors, self._models = tuple(self._take(slice(None))), None
+        return self._factors
+
+    @property
+    def B(self) -> np.ndarray | torch.Tensor:
+        return self._settle()[0]
+
+    @property
+    def A(self) -> np.ndarray | torch.Tensor:
+        return self._settle()[1]
+
+    @property
+    def scale(self) -> np.ndarray:
+        return self._settle()[2]
+
+    def __getstate__(self):
+        self._settle()
+        return vars(self)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return (len(self.B), self.B.shape[1], self.A.shape[2])
+        B, A, _ = self._factors
+        n_models = len(B) if self._models is None else len(self._models)
+        return (n_models, B.shape[1], A.shape[2])
 
     lifted_shape = shape
 
     @property
     def rank(self) -> int:
-        return self.B.shape[2]
+        return self._factors[0].shape[2]
 
     @property
     def dtype(self) -> np.dtype:
@@ -115,10 +145,10 @@ class LowRankWeights:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        return compute_dtype(self.B.dtype)
+        return compute_dtype(self._factors[0].dtype)
 
     def __len__(self) -> int:
-        return len(self.B)
+        return self.shape[0]
 
     @overload
     def __getitem__(self, key: int | np.integer) -> np.ndarray: ...
@@ -141,7 +171,11 @@ class LowRankWeights:
                     f"or a mask, got {key.dtype} of shape {key.shape}."
                 )
             key = key if key.dtype == bool else key.astype(np.intp)
-        return LowRankWeights(self.B[key], self.A[key], self.scale[key])
+        # Selected models are copied when and as far as they are needed.
+        models = np.arange(len(self)) if self._models is None else self._models
+        taken = object.__new__(type(self))
+        vars(taken).update(vars(self), _models=models[key])
+        return taken
 
     def __array__(
         self, dtype: DTypeLike | None = None, copy: bool | None = None
@@ -202,9 +236,7 @@ class LowRankWeights:
         size = math.ceil(BATCH_BYTES / row)
         for start in range(0, n_models, size):
             part = slice(start, start + size)
-            B = as_tensor(self.B[part], dtype, device)
-            A = as_tensor(self.A[part], dtype, device)
-            scale = as_tensor(self.scale[part], dtype, device)
+            B, A, scale = (as_tensor(f, dtype, device) for f in self._take(part))
             B = B * scale[:, None, None]
             check_finite(B, start, f"factor B of {self.title}")
             check_finite(A, start, f"factor A of {self.title}")
