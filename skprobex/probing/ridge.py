@@ -71,17 +71,13 @@ class RidgePath:
         if kernel is not None:
             eigenvalues, vectors = eigh_descending(kernel)
         else:
-            n_features = features.shape[1]
-            total = targets.new_zeros(n_features, n_features)
-            for rows in self._centred_rows():
-                add_gram(total, rows)
-            eigenvalues, vectors = eigh_descending(mirror(total))
+            eigenvalues, vectors = eigh_descending(self._moments())
         # Directions without variance, such as the mean's own, are rounding errors.
         n_kept = int((eigenvalues > eigenvalues[0] * n_models * _eps(targets)).sum())
         self.eigenvalues = eigenvalues[:n_kept]  # (r,)
         vectors = vectors[:, :n_kept]
         if kernel is None:
-            directions = vectors / self.eigenvalues.sqrt()
+            directions = vectors.div_(self.eigenvalues.sqrt())
             vectors = targets.new_empty(n_models, n_kept)
             parts = zip(vectors.split(AT_ONCE), self._centred_rows(), strict=True)
             for part, rows in parts:
@@ -96,6 +92,13 @@ class RidgePath:
     @property
     def feature_mean(self):
         return mean_of(self.features, self.shares)
+
+    def _moments(self):
+        n_features = self.features.shape[1]
+        total = self.targets.new_zeros(n_features, n_features)
+        for rows in self._centred_rows():
+            add_gram(total, rows)
+        return mirror(total)
 
     def _centred_rows(self):
         """Centred features, times the roots of the weights, some models at a time."""

@@ -140,7 +140,9 @@ class Sample:
         else:
             unseen = [torch.cat([probe(layer, rest)[0] for layer in layers], dim=1)]
         features = seen.new_empty(len(targets), seen.shape[1])
-        features[torch.cat([known, rest])] = torch.cat([seen, *unseen])
+        features[known] = seen
+        for part in unseen:  # one, or none where all models are known
+            features[rest] = part
         return features, reduction
 
     def ridges(self, features, alphas, kernels=None):
@@ -184,7 +186,8 @@ class Reduction:
 
     def reduce(self, features):
         """Reduce features to coordinates, ``(n_models, n_directions)``."""
-        return (features - self.mean) @ self.directions.T
+        rows = features.split(AT_ONCE)
+        return torch.cat([(some - self.mean) @ self.directions.T for some in rows])
 
     def split(self, widths):
         """What reduces parts of the features, of these widths; the sum is reduced."""
