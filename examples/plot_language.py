@@ -11,16 +11,16 @@ adapter had, and search a folder of them by a sentence.
 # Adapters, and what they are of
 # ------------------------------
 #
-# Each of 400 LoRA adapters was trained, on one frozen network, to tell drawings of one
+# Each of 300 LoRA adapters was trained, on one frozen network, to tell drawings of one
 # concept from others. Concepts are combinations of count, size, texture, colour and
 # shape. Some are held out, to be named without ever having been seen. Training all of
-# them takes some twenty seconds; then they are kept.
+# them takes some ten seconds; then they are kept.
 
 import numpy as np
 
 from skprobex.datasets import draw_concept, make_adapter_jungle
 
-jungle = make_adapter_jungle(n_concepts=200)
+jungle = make_adapter_jungle(n_concepts=150)
 models, names, unseen = jungle.models, jungle.target, jungle.held_out
 print(f"{len(names)} adapters of {len(jungle.concepts)} concepts, such as:")
 print(*names[:3], sep="\n")
@@ -106,6 +106,6 @@ print("figure: language.png")
 # ---------------
 #
 # Which words an adapter goes with can be read from six small layers of it, also where
-# no adapter of just these words was seen: among 30 such names, .92 of the adapters get
-# the right one, where chance is .03. In the map, adapters lie near their names. So a
+# no adapter of just these words was seen: among 22 such names, .91 of the adapters get
+# the right one, where chance is .05. In the map, adapters lie near their names. So a
 # sentence finds the blue stars, though no label says "find" or "draws".
