@@ -257,6 +257,7 @@ def test_any_estimator_is_searched(layers):
     assert ridge.best_layer_ == "first.bias"
 
 
+@pytest.mark.filterwarnings("ignore:All models look alike")
 def test_groups_stay_together(layers):
     W, y = layers
     groups = np.arange(80) // 20

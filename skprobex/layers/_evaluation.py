@@ -1,6 +1,7 @@
 """What a worker does with one layer, and how layers are given to workers."""
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import joblib
@@ -84,7 +85,9 @@ class CrossValidation:
     def _score_folds(self, layer, error_score):
         # A cluster takes folds for tasks of its own, whatever n_jobs says, and would be
         # sent what was read here.
-        with joblib.parallel_config("sequential"):
+        with joblib.parallel_config("sequential"), warnings.catch_warnings():
+            # No news of a layer among many: it was not trained, and scores like chance.
+            warnings.filterwarnings("ignore", "All models look alike")
             return cross_validate(
                 self.estimator,
                 layer,
