@@ -57,7 +57,7 @@ class BaseExpert(
     """Fit one expert on one Model Tree, in closed form; W is one layer or several."""
 
     _parameter_constraints: dict[str, Any] = {
-        "views": [StrOptions({"auto"}), tuple, list],
+        "views": [StrOptions({"auto", *VIEWS}), tuple, list],
         "n_probes": [Interval(Integral, 1, None, closed="left")],
         "center": [
             StrOptions({"auto", "mean"}),
@@ -200,8 +200,12 @@ class BaseExpert(
         self.alpha_ = float(expert.alpha[0]) if shared else expert.alpha
 
     def _check_views(self):
-        if isinstance(self.views, str):
+        if self.views == "auto":
             return self.views
+        if self.views in VIEWS:
+            raise ValueError(
+                f"views={self.views!r}: pass a tuple, views=({self.views!r},)."
+            )
         unknown = [name for name in self.views if name not in VIEWS]
         if unknown or not self.views:
             got = f", got {unknown[0]!r}" if unknown else ""

@@ -28,6 +28,11 @@ def encode_labels(y, name):
     y = check_labels(y)
     check_classification_targets(y)
     if type_of_target(y, input_name="y") == "multilabel-indicator":
+        if not np.isin(y, (0, 1)).all():
+            raise ValueError(
+                f"y is an indicator matrix of {np.unique(y).tolist()}: expected 0 and "
+                "1, such as y > 0 gives."
+            )
         codes = (y > 0).astype(np.int64)
         return "multilabel", np.arange(codes.shape[1]), codes
     encoder = LabelEncoder()
@@ -96,9 +101,12 @@ def _n_labels(labels):
 def _as_numbers(y, is_text):
     """Turn objects into numbers; name the first that is of another type."""
     for i, label in enumerate(y.ravel()):
-        if is_text[i] is not is_text[0] or not isinstance(
-            label, (Number, np.bool_, str)
-        ):
+        if not isinstance(label, (Number, np.bool_, str)):
+            raise TypeError(
+                f"y must hold text or numbers, but it has {repr(label)[:40]} at {i}: "
+                "leave out models without a label."
+            )
+        if is_text[i] is not is_text[0]:
             raise TypeError(
                 f"y must hold text only, or numbers only, but it has {y.ravel()[0]!r} "
                 f"at 0 and {label!r} at {i}."

@@ -398,6 +398,23 @@ REFUSED = {
         ValueError,
         "MultiLabelBinarizer",
     ),
+    "an indicator of 0 and 2": (
+        lambda: ProbeXClassifier().fit(W, 2 * np.eye(3, dtype=int)[y]),
+        ValueError,
+        "y is an indicator matrix of [0, 2]: expected 0 and 1",
+    ),
+    "a Bunch as y of a layer search": (
+        lambda: LayerSearchCV(ProbeXClassifier()).fit(LAYERS, Bunch(y=y)),
+        TypeError,
+        "such as y['y']",
+    ),
+    "select by metadata that none has": (
+        lambda: ModelCollection.from_layers(LAYERS, metadata=[{"a": 1}] * N).select(
+            metadata={"b": 1}
+        ),
+        ValueError,
+        "No model has metadata 'b'. There are: ['a']",
+    ),
     "save to a folder": (
         lambda: FITTED_CLASSIFIER.save(os.getcwd()),
         IsADirectoryError,
@@ -469,12 +486,12 @@ REFUSED = {
     "None among labels": (
         lambda: classifier(y=np.array(["a", None] * 12, dtype=object)),
         TypeError,
-        "'a' at 0 and None at 1",
+        "it has None at 1: leave out models without a label",
     ),
     "missing among labels": (
         lambda: classifier(y=pd.Series([1, pd.NA] * 12)),
         TypeError,
-        "1 at 0 and <NA> at 1",
+        "it has <NA> at 1",
     ),
     "NaN among names": (
         lambda: classifier(y=np.array(["a", np.nan] * 12, dtype=object)),
@@ -539,7 +556,8 @@ REFUSED = {
     "views, unknown": (lambda: classifier(views=("q",)), ValueError, "got 'q'"),
     "views, none": (lambda: classifier(views=()), ValueError, "expected 'auto' or"),
     "views, twice": (lambda: classifier(views=("xu",) * 2), ValueError, "view twice"),
-    "views, a name": (lambda: classifier(views="xu"), ValueError, "'views' parameter"),
+    "views, a name": (lambda: classifier(views="xu"), ValueError, "views=('xu',)"),
+    "views, a word": (lambda: classifier(views="xq"), ValueError, "'views' parameter"),
     "views, nested": (lambda: classifier(views=[["xu"]]), ValueError, "got ['xu']"),
     "n_probes 0": (lambda: classifier(n_probes=0), ValueError, "'n_probes'"),
     "n_probes real": (lambda: classifier(n_probes=1.5), ValueError, "'n_probes'"),

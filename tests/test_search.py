@@ -153,7 +153,7 @@ def test_where_nothing_is_left(index):
     assert result.names == [] and result.metadata == [] and len(result.scores) == 0
     assert len(result.to_frame()) == 0
     assert index.search(["cats", "dogs"], where={"task": 1}).names == [[], []]
-    with pytest.raises(ValueError, match="where has 'tsk', which no model's metadata"):
+    with pytest.raises(ValueError, match="No model has metadata 'tsk'"):
         index.search("cats", where={"tsk": 1})
 
 

@@ -23,6 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._base import all_or_nothing
 from .._documented import Documented
+from .._labels import check_is_array
 from .._sklearn import HasMethods, Interval, StrOptions, _fit_context, available_if
 from .._typing import Scoring, Self
 from ..exceptions import MissingLayerError
@@ -228,6 +229,8 @@ default=None
                 f"This {type(self).__name__} estimator requires y to be passed, but "
                 "the target y is None."
             )
+        if y is not None:
+            check_is_array(y)
         W = take_layers(W, match_layers(layer_names(W), self.layers))
         names = usable_layers(W)
         _check_same_models(W, names, y)

@@ -65,7 +65,7 @@ def as_weights(W):
     is_sequence = hasattr(W, "__len__") and hasattr(W, "__getitem__")
     if isinstance(W, (str, bytes)) or not is_sequence:
         raise TypeError(
-            "Expected weights of shape (n_models, d_out, d_in), got "
+            "Expected text, or weights of shape (n_models, d_out, d_in), got "
             f"{type(W).__name__}."
         )
     return ModelCollection.from_layers(W) if isinstance(W, Mapping) else W

@@ -18,6 +18,7 @@ from ..io._persistence import Saveable, load
 from ..trees._forms import take
 from ..weights import LayerWeights, ModelCollection, WeightsLike
 from ..weights._collection import as_condition
+from ..weights._metadata import check_key
 from ._checks import (
     as_rows,
     as_weights,
@@ -389,13 +390,8 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
             return None
         if isinstance(where, Mapping):
             allowed = np.ones(len(self), dtype=bool)
-            known = {key for entry in self._metadata for key in entry}
             for key, wanted in where.items():
-                if key not in known:
-                    raise ValueError(
-                        f"where has {key!r}, which no model's metadata have. They "
-                        f"have {', '.join(map(repr, sorted(known))) or 'nothing'}."
-                    )
+                check_key(key, self._metadata)
                 is_wanted = as_condition(wanted)
                 found = [is_wanted(entry.get(key)) for entry in self._metadata]
                 allowed &= np.array(found, dtype=bool)

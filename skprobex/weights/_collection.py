@@ -15,7 +15,7 @@ from scipy.sparse import issparse
 from .._typing import Numbers, Selection, Self
 from .._warnings import warn
 from ..exceptions import MissingLayerError
-from ._metadata import encode_labels
+from ._metadata import check_key, encode_labels
 from ._stores import InFiles, InMemory, LayerInfo
 
 if TYPE_CHECKING:
@@ -353,6 +353,7 @@ class ModelCollection:
                 raise ValueError(f"mask must hold {len(self)} booleans.")
             positions = positions[mask[positions]]
         for key, wanted in (metadata or {}).items():
+            check_key(key, self.metadata)
             is_wanted = as_condition(wanted)
             keep = [is_wanted(self.metadata[i].get(key)) for i in positions]
             positions = positions[np.array(keep, dtype=bool)]
@@ -360,7 +361,10 @@ class ModelCollection:
             layers = [layers] if isinstance(layers, str) else list(layers)
             unknown = [name for name in layers if name not in self.layers]
             if unknown:
-                raise KeyError(f"There are no layers named {unknown[:_N_NAMED]}.")
+                raise KeyError(
+                    f"There are no layers named {unknown[:_N_NAMED]}: see "
+                    f"collection.layers, such as {list(self.layers)[:_N_NAMED]}."
+                )
         selected = self._take(positions, layers)
         if on_missing == "drop":
             for name in layers or []:

@@ -14,6 +14,13 @@ _MAX_CHARS = 1_000_000
 _MAX_DEPTH = 8
 
 
+def check_key(key, metadata):
+    """Refuse a key that none of some models has."""
+    known = {known for entry in metadata for known in entry}
+    if metadata and key not in known:
+        raise ValueError(f"No model has metadata {key!r}. There are: {sorted(known)}.")
+
+
 def parse_value(value):
     """Read a metadata value as a number, a list of them, or text.
 
