@@ -415,6 +415,11 @@ REFUSED = {
         ValueError,
         "No model has metadata 'b'. There are: ['a']",
     ),
+    "load a folder": (
+        lambda: skprobex.load(os.getcwd()),
+        IsADirectoryError,
+        "load reads the file that save wrote",
+    ),
     "save to a folder": (
         lambda: FITTED_CLASSIFIER.save(os.getcwd()),
         IsADirectoryError,

@@ -1,5 +1,7 @@
 """Estimators on layers that stay in their files."""
 
+import pickle
+
 import numpy as np
 import pytest
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
@@ -170,3 +172,18 @@ def test_a_file_that_changes_is_noticed(tree, tmp_path):
     with pytest.raises(FileChangedError, match=victim.name):
         clf.fit(lazy, y)
     assert not hasattr(clf, "coef_")
+
+
+def test_another_layer_than_that_of_fit(tmp_path):
+    W, y = make_model_tree(24, (8, 6), view="xtxu", random_state=0, return_X_y=True)
+    save_models(tmp_path, {"first": W, "second": W})
+    models = open_models(tmp_path)
+    clf = ProbeXClassifier().fit(models["first"], y)
+    clf.predict(models["first"][:3])
+    with pytest.warns(UserWarning, match="W is layer 'second', but .* on 'first'"):
+        clf.predict(models["second"])
+    with pytest.warns(UserWarning, match="W is layer 'second'"):
+        pickle.loads(pickle.dumps(clf)).predict(models["second"])
+    # Arrays have no name, and what is fitted on one afterwards knows of none.
+    clf.predict(W)
+    clf.fit(W, y).predict(models["second"])

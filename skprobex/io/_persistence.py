@@ -129,6 +129,11 @@ def load(path: PathLike) -> Any:
     True
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{str(path)!r} is a folder: load reads the file that save wrote. "
+            "open_models opens folders of weights."
+        )
     with open(path, "rb") as file:
         source = _OpenFile(file, path)
         tensors, metadata = read_header(source)

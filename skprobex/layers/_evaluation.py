@@ -66,7 +66,7 @@ class CrossValidation:
             try:
                 return self._score_folds(layer, "raise"), 0, ""
             except ValueError as error:
-                raise ValueError(f"Layer {name!r}: {error}") from error
+                raise type(error)(f"Layer {name!r}: {error}") from error
         keys = [f"test_{metric}" for metric in self.scorers]
         n_splits = len(self.splits)
         try:
@@ -150,7 +150,7 @@ class QuickLook:
             candidates = candidate_views(QUICK_VIEWS, True)
             _, features = fit_features(deltas, candidates, QUICK_PROBES, generator)
         except ValueError as error:
-            raise ValueError(f"Layer {name!r}: {error}") from error
+            raise type(error)(f"Layer {name!r}: {error}") from error
         targets = as_tensor(self.targets, torch.float64, solver_device(device))
         ridges = Ridges(features, targets, self.task, DEFAULT_ALPHAS)
         return max(ridges.fit((i,)).rank for i in range(len(candidates)))

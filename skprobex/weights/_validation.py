@@ -252,7 +252,24 @@ def validate_weights(estimator, W, *, reset):
         estimator.weight_shape_ = weight_shape
     else:
         _check_fitted_shape(estimator, weights.lifted_shape, reset)
+    _check_layer(estimator, getattr(W, "layer", None), reset)
     return weights
+
+
+def _check_layer(estimator, name, reset):
+    """Warn of another layer than that of fit, where weights in files tell which."""
+    if reset:
+        vars(estimator).pop("_layer", None)
+        if name is not None:
+            estimator._layer = name
+        return
+    fitted = getattr(estimator, "_layer", None)
+    if None not in (name, fitted) and name != fitted:
+        warn(
+            f"W is layer {name!r}, but {type(estimator).__name__} was fitted on "
+            f"{fitted!r}: unless that is another name of the same layer, pass "
+            f"models[{fitted!r}]."
+        )
 
 
 def _check_fitted_shape(estimator, shape, reset):
