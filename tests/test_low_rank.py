@@ -107,11 +107,11 @@ def test_what_is_selected_is_not_copied_before_it_is_needed():
     W, _ = draw()
     selected = W[10:][[5, 0, 5]][::-1]
     (batch,) = selected.batches(torch.device("cpu"))
-    assert selected._factors[0] is W.B
+    assert selected._held[0][0] is W.B
     np.testing.assert_allclose(batch.B @ batch.A, W.to_dense()[[15, 10, 15]])
     # What is sent to another process, or kept, is no more than was selected.
     for kept in (pickle.loads(pickle.dumps(selected)), selected):
-        assert len(kept._factors[0]) == len(kept) == 3
+        assert len(kept._held[0][0]) == len(kept) == 3
         np.testing.assert_array_equal(kept.A, W.A[[15, 10, 15]])
         np.testing.assert_array_equal(kept.scale, W.scale[[15, 10, 15]])
 

@@ -229,8 +229,7 @@ default=None
                 f"This {type(self).__name__} estimator requires y to be passed, but "
                 "the target y is None."
             )
-        if y is not None:
-            check_is_array(y)
+        check_is_array(y)
         W = take_layers(W, match_layers(layer_names(W), self.layers))
         names = usable_layers(W)
         _check_same_models(W, names, y)

@@ -60,12 +60,12 @@ def as_rows(rows, n_rows, embedder):
     return rows
 
 
-def as_weights(W):
+def as_weights(W, expected="weights"):
     """Turn a dict of layers into a collection; weights stay as they are."""
     is_sequence = hasattr(W, "__len__") and hasattr(W, "__getitem__")
     if isinstance(W, (str, bytes)) or not is_sequence:
         raise TypeError(
-            "Expected text, or weights of shape (n_models, d_out, d_in), got "
+            f"Expected {expected} of shape (n_models, d_out, d_in), got "
             f"{type(W).__name__}."
         )
     return ModelCollection.from_layers(W) if isinstance(W, Mapping) else W

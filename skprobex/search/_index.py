@@ -367,7 +367,7 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
             if any(is_text):
                 odd = type(texts[is_text.index(False)]).__name__
                 raise TypeError(f"query must hold texts only, got a {odd} among them.")
-        W = as_weights(query)
+        W = as_weights(query, "text, or weights")
         if not isinstance(W, ModelCollection):
             check_has_model_axis(W, self.embedder)
         if not len(W):

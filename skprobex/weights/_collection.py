@@ -272,10 +272,8 @@ class ModelCollection:
         ValueError
             If models lack the key; the message names them.
         """
+        check_key(key, self.metadata)
         values = [entry.get(key) for entry in self.metadata]
-        if all(value is None for value in values):
-            known = sorted({k for entry in self.metadata for k in entry})
-            raise ValueError(f"No model has metadata {key!r}. There are: {known}.")
         return encode_labels(values, key, self.names)
 
     def to_frame(self) -> pd.DataFrame:
@@ -362,8 +360,9 @@ class ModelCollection:
             unknown = [name for name in layers if name not in self.layers]
             if unknown:
                 raise KeyError(
-                    f"There are no layers named {unknown[:_N_NAMED]}: see "
-                    f"collection.layers, such as {list(self.layers)[:_N_NAMED]}."
+                    f"There are no layers named {unknown[:_N_NAMED]}, but "
+                    f"{len(self.layers)} others, such as "
+                    f"{list(self.layers)[:_N_NAMED]}."
                 )
         selected = self._take(positions, layers)
         if on_missing == "drop":

@@ -7,9 +7,8 @@ import torch
 
 from ..probing.device import as_tensor
 
-# A batch of at least this size keeps the matrix products busy. glibc gives blocks from
-# 32 MiB on back to the system when they are freed; smaller ones it may keep, and a fit
-# of files was then seen to hold 250 MB or 840 MB, as luck would have it.
+# A batch of at least this size keeps the matrix products busy, and glibc gives blocks
+# from 32 MiB on back to the system when they are freed.
 BATCH_BYTES = 32 * 2**20
 
 

@@ -95,19 +95,24 @@ class LowRankWeights:
         if not np.isfinite(scale).all():
             first = int(np.flatnonzero(~np.isfinite(scale))[0])
             raise ValueError(f"scale of model {first} is {scale[first]}, not finite.")
-        self._factors, self._models = (B, A, scale), None
+        # Factors, and which of their models are meant: None is all. One attribute, so
+        # that threads never see one half of a change.
+        self._held = (B, A, scale), None
 
     def _take(self, models):
         """Factors of some models, out of those that this object stands for."""
-        if self._models is not None:
-            models = self._models[models]
-        return [factor[models] for factor in self._factors]
+        factors, selected = self._held
+        if selected is not None:
+            models = selected[models]
+        return tuple(factor[models] for factor in factors)
 
     def _settle(self):
         """Copy what was selected, where it was not yet, and let go of the rest."""
-        if self._models is not None:
-            self._factors, self._models = tuple(self._take(slice(None))), None
-        return self._factors
+        factors, selected = self._held
+        if selected is not None:
+            factors = self._take(slice(None))
+            self._held = factors, None
+        return factors
 
     @property
     def B(self) -> np.ndarray | torch.Tensor:
@@ -127,15 +132,15 @@ class LowRankWeights:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        B, A, _ = self._factors
-        n_models = len(B) if self._models is None else len(self._models)
+        (B, A, _), selected = self._held
+        n_models = len(B) if selected is None else len(selected)
         return (n_models, B.shape[1], A.shape[2])
 
     lifted_shape = shape
 
     @property
     def rank(self) -> int:
-        return self._factors[0].shape[2]
+        return self._held[0][0].shape[2]
 
     @property
     def dtype(self) -> np.dtype:
@@ -145,7 +150,7 @@ class LowRankWeights:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        return compute_dtype(self._factors[0].dtype)
+        return compute_dtype(self._held[0][0].dtype)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -172,9 +177,10 @@ class LowRankWeights:
                 )
             key = key if key.dtype == bool else key.astype(np.intp)
         # Selected models are copied when and as far as they are needed.
-        models = np.arange(len(self)) if self._models is None else self._models
+        factors, selected = self._held
+        selected = np.arange(len(self)) if selected is None else selected
         taken = object.__new__(type(self))
-        vars(taken).update(vars(self), _models=models[key])
+        vars(taken).update(vars(self), _held=(factors, selected[key]))
         return taken
 
     def __array__(
