@@ -24,8 +24,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skprobex import LowRankWeights, ProbeXClassifier
-from skprobex.probing.probes import MIN_SUBSPACE
-from skprobex.probing.sampling import MAX_COMPARED, MAX_DECOMPOSED
+from skprobex.probing.ridge.probes import MIN_SUBSPACE
+from skprobex.probing.ridge.sampling import MAX_COMPARED, MAX_DECOMPOSED
 from skprobex.probing.spectral import EXACT_BELOW, N_DIRECTIONS, N_OVERSAMPLES
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -19,7 +19,7 @@ from sklearn.linear_model import Ridge
 
 from skprobex import ProbeXEmbedder
 from skprobex.datasets import make_adapter_jungle
-from skprobex.text import encode_texts
+from skprobex.targets._texts import encode_texts
 
 ENCODER = str(get_model_path())
 LAYER = "block3.down.weight"

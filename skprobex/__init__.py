@@ -13,13 +13,13 @@ from . import (
 from ._classifier import ProbeXClassifier
 from ._embedder import ProbeXEmbedder
 from ._regressor import ProbeXRegressor
-from .io import load, open_models, save_models
+from ._version import __version__ as __version__
+from .files import open_models, save_models
 from .layers import LayerFusion, LayerSearchCV
+from .saving import load
 from .search import ModelIndex
 from .trees import ModelTreeClustering, TreeExperts, recover_heritage
 from .weights import LayerWeights, LowRankWeights, ModelCollection
-
-__version__ = "0.1.0.dev0"
 
 __all__ = [
     # Estimators

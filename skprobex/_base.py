@@ -15,14 +15,19 @@ from ._documented import Documented
 from ._progress import ProgressBar
 from ._sklearn import ClassNamePrefixFeaturesOutMixin, Interval, StrOptions
 from ._warnings import warn
-from .io._persistence import Saveable
-from .probing import sampling
-from .probing.closed_form import fit_closed_form
 from .probing.deltas import DecomposedDeltas, mean_and_sizes
-from .probing.device import as_array, as_tensor, make_generator, resolve_device
+from .probing.device import (
+    as_array,
+    as_tensor,
+    make_generator,
+    resolve_device,
+    to_tensors,
+)
+from .probing.ridge import sampling
+from .probing.ridge.expert import fit_closed_form
 from .probing.spectral import draw_sketch
-from .probing.state import to_tensors
 from .probing.views import VIEWS
+from .saving._save_load import Saveable
 from .weights import SeveralLayers, WeightsLike, check_weight_shape, validate_layers
 
 DEFAULT_ALPHAS = tuple(np.logspace(-4, 3, 15).tolist())

@@ -11,14 +11,16 @@ from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.class_weight import compute_sample_weight
 
 from ._base import all_or_nothing
-from ._calibration import fit_log_odds
-from ._labels import encode_labels, to_signs
-from ._neural import BaseProbeX
+from ._registry import saved
 from ._sklearn import StrOptions, _fit_context
+from ._solvers import BaseProbeX
 from ._typing import Center, ClassWeight, Device, RandomState, Self, Views
+from .targets._calibration import fit_log_odds
+from .targets._labels import encode_labels, to_signs
 from .weights import WeightsLike
 
 
+@saved
 class ProbeXClassifier(ClassifierMixin, BaseProbeX):
     """Classify models by the weights of one of their layers.
 
@@ -68,9 +70,6 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         ``solver="adam"``, as are the parameters below down to `warm_start`.
     standardize : bool, default=True
         Standardise every model's probed views before the projection.
-    compress : int, default=None
-        Train in a subspace of so many dimensions of each side of the layer, the leading
-        ones of the training models: much faster for wide layers. None: in all.
     learning_rate_init : float, default=1e-3
         Adam's step size.
     max_iter : int, default=200
@@ -191,7 +190,6 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         n_components: int | None = 128,
         projection_dim: int = 128,
         standardize: bool = True,
-        compress: int | None = None,
         learning_rate_init: float = 1e-3,
         max_iter: int = 200,
         batch_size: int | Literal["auto"] = "auto",
@@ -215,7 +213,6 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         self.n_components = n_components
         self.projection_dim = projection_dim
         self.standardize = standardize
-        self.compress = compress
         self.learning_rate_init = learning_rate_init
         self.max_iter = max_iter
         self.batch_size = batch_size

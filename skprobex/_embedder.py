@@ -10,16 +10,22 @@ from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
 from ._base import all_or_nothing
-from ._labels import to_signs
-from ._neural import DEFAULT_N_COMPONENTS, BaseProbeX
+from ._registry import saved
 from ._sklearn import _fit_context
-from ._text_space import TextSpace, are_texts, check_vectors, encode_labels
+from ._solvers import DEFAULT_N_COMPONENTS, BaseProbeX
 from ._typing import Center, Device, RandomState, Self, TextEncoder, Views
-from .probing.closed_form import fit_unsupervised
-from .probing.device import as_array, as_tensor, resolve_device, solver_device
+from .probing.device import (
+    as_array,
+    as_tensor,
+    resolve_device,
+    solver_device,
+    to_arrays,
+)
 from .probing.naming import Naming, unit_rows
-from .probing.state import to_arrays
-from .text import check_texts, encode_texts, encoder_name
+from .probing.ridge.expert import fit_unsupervised
+from .targets._labels import to_signs
+from .targets._text_space import TextSpace, are_texts, check_vectors, encode_labels
+from .targets._texts import check_texts, encode_texts, encoder_name
 from .weights import WeightsLike
 
 # What models are compared by when nothing says what to look for.
@@ -28,6 +34,7 @@ UNSUPERVISED_VIEWS = ("log_xtx", "log_xxt")
 _OF_TEXTS = ("labels_", "label_vectors_", "label_scores_", "text_space_")
 
 
+@saved
 class ProbeXEmbedder(BaseProbeX):
     """Embed models by their weights into a space that they share with text.
 
@@ -82,9 +89,6 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         ``solver="adam"``, as are the parameters below down to `warm_start`.
     standardize : bool, default=True
         Standardise every model's probed views before the projection.
-    compress : int, default=None
-        Train in a subspace of so many dimensions of each side of the layer, the leading
-        ones of the training models: much faster for wide layers. None: in all.
     learning_rate_init : float, default=1e-3
         Adam's step size.
     max_iter : int, default=200
@@ -211,7 +215,6 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         learn_temperature: bool = True,
         projection_dim: int = 128,
         standardize: bool = True,
-        compress: int | None = None,
         learning_rate_init: float = 1e-3,
         max_iter: int = 200,
         batch_size: int | Literal["auto"] = "auto",
@@ -237,7 +240,6 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         self.learn_temperature = learn_temperature
         self.projection_dim = projection_dim
         self.standardize = standardize
-        self.compress = compress
         self.learning_rate_init = learning_rate_init
         self.max_iter = max_iter
         self.batch_size = batch_size

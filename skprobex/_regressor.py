@@ -9,13 +9,15 @@ from sklearn.base import RegressorMixin
 from sklearn.utils import Tags, check_consistent_length
 
 from ._base import all_or_nothing
-from ._labels import check_numbers, standardize
-from ._neural import BaseProbeX
+from ._registry import saved
 from ._sklearn import _fit_context
+from ._solvers import BaseProbeX
 from ._typing import Center, Device, RandomState, Self, Views
+from .targets._labels import check_numbers, standardize
 from .weights import WeightsLike
 
 
+@saved
 class ProbeXRegressor(RegressorMixin, BaseProbeX):
     """Predict numbers from the weights of one layer of a model.
 
@@ -55,9 +57,6 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         ``solver="adam"``, as are the parameters below down to `warm_start`.
     standardize : bool, default=True
         Standardise every model's probed views before the projection.
-    compress : int, default=None
-        Train in a subspace of so many dimensions of each side of the layer, the leading
-        ones of the training models: much faster for wide layers. None: in all.
     learning_rate_init : float, default=1e-3
         Adam's step size.
     max_iter : int, default=200
@@ -171,7 +170,6 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         n_components: int | None = 128,
         projection_dim: int = 128,
         standardize: bool = True,
-        compress: int | None = None,
         learning_rate_init: float = 1e-3,
         max_iter: int = 200,
         batch_size: int | Literal["auto"] = "auto",
@@ -194,7 +192,6 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         self.n_components = n_components
         self.projection_dim = projection_dim
         self.standardize = standardize
-        self.compress = compress
         self.learning_rate_init = learning_rate_init
         self.max_iter = max_iter
         self.batch_size = batch_size

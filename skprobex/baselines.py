@@ -18,9 +18,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._base import all_or_nothing
 from ._documented import Documented
+from ._registry import saved
 from ._typing import Numbers, Self
-from .io._persistence import Saveable
 from .probing.deltas import as_dense
+from .saving._save_load import Saveable
 from .weights import validate_weights
 
 __all__ = [
@@ -132,6 +133,7 @@ class _Statistics(_WeightsTransformer):
         return len(self._names)
 
 
+@saved
 class WeightStatistics(_Statistics):
     """Mean, variance and five percentiles of a layer's weights.
 
@@ -177,6 +179,7 @@ class WeightStatistics(_Statistics):
         return np.stack([*moments, *percentiles], axis=1).astype(flat.dtype)
 
 
+@saved
 class SpectralStatistics(_Statistics):
     r"""Size, concentration and shape of a layer's singular values.
 
@@ -254,6 +257,7 @@ def _excess_kurtosis(flat):
     return np.where(is_constant[:, 0], 0, (standard**4).mean(axis=1) - 3)
 
 
+@saved
 class FlatDeltas(_WeightsTransformer):
     r"""All entries of a layer's delta in one row, on a common scale.
 

@@ -19,8 +19,8 @@ import numpy as np
 import skprobex
 from skprobex import ModelIndex, ProbeXClassifier, ProbeXEmbedder, open_models
 from skprobex.datasets import _cache
-from skprobex.io import save_models
-from skprobex.io._range_cache import RangeCache
+from skprobex.files import save_models
+from skprobex.files._range_cache import RangeCache
 from skprobex.layers._evaluation import map_layers
 
 N_KILLS = 50

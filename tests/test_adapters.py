@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from skprobex.exceptions import CorruptFileError, UnsupportedFormatError
-from skprobex.io import open_models
-from skprobex.io._module_names import dotted, numbered_modules
+from skprobex.files import open_models
+from skprobex.files._module_names import dotted, numbered_modules
 
 UNET = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1."
 CLIP = "text_encoder.text_model.encoder.layers.0.self_attn."

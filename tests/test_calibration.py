@@ -6,8 +6,8 @@ from scipy.special import expit, log_softmax, softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from skprobex import ProbeXClassifier
-from skprobex._calibration import fit_log_odds
 from skprobex.datasets import make_model_tree
+from skprobex.targets._calibration import fit_log_odds
 
 
 def draw_binary(n, slope=3.0, offset=-1.0, seed=0):

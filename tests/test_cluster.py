@@ -18,8 +18,8 @@ from skprobex import (
     save_models,
 )
 from skprobex.exceptions import FileChangedError
-from skprobex.probing import shards
-from skprobex.weights import _layer
+from skprobex.probing import batches as shards
+from skprobex.weights import _in_files as _layer
 
 LAYERS = ["dense.weight", "dense.bias", "lora.weight"]
 

@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import cross_val_score, train_test_split
 
 from skprobex.exceptions import MissingLayerError
-from skprobex.io import open_models, save_models
+from skprobex.files import open_models, save_models
 from skprobex.weights import LowRankWeights
 from skprobex.weights._collection import ModelCollection
 
@@ -273,7 +273,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("skprobex.io._atomic.os.replace", fail)
+    monkeypatch.setattr("skprobex.files._atomic.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         save_models(tmp_path, {"w": np.zeros((1, 2))})
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 import skprobex
 from skprobex import LowRankWeights, ModelCollection, ProbeXEmbedder
 from skprobex.probing.naming import Naming
-from skprobex.text import encode_texts, encoder_name
+from skprobex.targets._texts import encode_texts, encoder_name
 
 COLORS = ["red", "green", "blue", "yellow", "purple", "white"]
 SHAPES = ["circle", "square", "star", "triangle", "ring"]
@@ -335,7 +335,7 @@ def test_a_real_encoder_names_unseen_texts(models, encoder_folder):
 
 
 def test_a_folder_needs_no_network(encoder_folder, monkeypatch):
-    from skprobex import text
+    from skprobex.targets import _texts as text
 
     text._load.cache_clear()
 
@@ -351,7 +351,7 @@ def test_a_folder_needs_no_network(encoder_folder, monkeypatch):
 
 def test_loading_an_encoder_is_silent(encoder_folder):
     code = (
-        "import sys; from skprobex.text import encode_texts; "
+        "import sys; from skprobex.targets._texts import encode_texts; "
         "encode_texts(sys.argv[1], ['a star'])"
     )
     command = [sys.executable, "-c", code, encoder_folder]

@@ -25,9 +25,11 @@ from skprobex import (
 from skprobex.baselines import FlatDeltas, WeightStatistics
 from skprobex.datasets import make_model_tree
 from skprobex.exceptions import FileChangedError, WeightFileError
-from skprobex.io._sources import LocalFile
-from skprobex.probing import deltas, inputs, shards
-from skprobex.weights import _layer
+from skprobex.files._sources import LocalFile
+from skprobex.probing import batches as shards
+from skprobex.probing import deltas
+from skprobex.probing.network import inputs
+from skprobex.weights import _in_files as _layer
 
 N = 24
 W, y = make_model_tree(N, (12, 8), view="xtxu", random_state=0, return_X_y=True)
@@ -46,7 +48,7 @@ def interrupt_after(monkeypatch, n_epochs):
         if len(calls) == n_epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("skprobex._neural.ProgressBar.update", update)
+    monkeypatch.setattr("skprobex._solvers.ProgressBar.update", update)
 
 
 @pytest.mark.filterwarnings("ignore:The adam solver reached max_iter")
@@ -110,7 +112,7 @@ from pathlib import Path
 import numpy as np
 import skprobex
 from skprobex.datasets import _cache
-from skprobex.io._range_cache import RangeCache
+from skprobex.files._range_cache import RangeCache
 
 folder = Path(sys.argv[1])
 W = np.random.default_rng(0).standard_normal((12, 64, 64))
@@ -306,7 +308,7 @@ def test_out_of_memory_in_training_says_what_to_lower(monkeypatch):
     def fail(*args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("skprobex.probing.training.loss", fail)
+    monkeypatch.setattr("skprobex.probing.network.training.loss", fail)
     options = ADAM | {"views": ("xu",), "normalize": True}
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"Lower batch_size \(24\)"):
         ProbeXClassifier(**options).fit(W, y)

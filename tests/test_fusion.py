@@ -17,7 +17,7 @@ from skprobex import (
 )
 from skprobex.datasets import make_digit_jungle, make_model_tree
 from skprobex.exceptions import MissingLayerError
-from skprobex.probing import fusion
+from skprobex.probing.ridge.path import fusion
 from skprobex.probing.views import MATRIX_VIEWS
 
 N_TRAIN = 70
@@ -174,7 +174,7 @@ def test_memory_bounds_the_blocks(layers, monkeypatch):
         kept.append([block.rank for block in blocks])
         return fuse(blocks, *args)
 
-    monkeypatch.setattr("skprobex.probing.closed_form.fuse", spy)
+    monkeypatch.setattr("skprobex.probing.ridge.expert.fuse", spy)
     clf = ProbeXClassifier().fit(W, y)
     assert len(kept[0]) == 4
     assert kept[0] == sorted(kept[0], reverse=True)

@@ -616,8 +616,6 @@ REFUSED = {
     "alphas, nested": (lambda: classifier(alphas=[[1]]), ValueError, "positive"),
     "n_components": (lambda: classifier(n_components=0), ValueError, "'n_components'"),
     "projection_dim": (lambda: adam(projection_dim=0), ValueError, "'projection_dim'"),
-    "compress": (lambda: adam(compress=0), ValueError, "'compress'"),
-    "compress, text": (lambda: adam(compress="all"), ValueError, "'compress'"),
     "standardize": (lambda: adam(standardize=2), ValueError, "'standardize'"),
     "learning rate 0": (
         lambda: adam(learning_rate_init=0),

@@ -39,7 +39,7 @@ from skprobex.inspection import LayerSearchDisplay
 from skprobex.inspection._layers import depth_and_kind
 from skprobex.layers import _evaluation
 from skprobex.probing.device import resolve_device
-from skprobex.weights._handles import LayerHandle
+from skprobex.weights._in_files import LayerHandle
 
 QUICK = {"views": ("log_xtx",), "normalize": True, "n_probes": 8, "random_state": 0}
 NAMES = ["first.bias", "first.weight", "noise.weight", "second.weight"]

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from sklearn.model_selection import KFold, train_test_split
 
 from skprobex.exceptions import FileChangedError, MissingLayerError, WeightFileError
-from skprobex.io import open_models, save_models
-from skprobex.weights import _layer
+from skprobex.files import open_models, save_models
+from skprobex.weights import _in_files as _layer
 
 CPU = torch.device("cpu")
 

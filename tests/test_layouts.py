@@ -16,8 +16,8 @@ from skprobex.exceptions import (
     UnsupportedFormatError,
     WeightFileError,
 )
-from skprobex.io import open_models
-from skprobex.io._layouts import group_files
+from skprobex.files import open_models
+from skprobex.files._layouts import group_files
 
 
 def model(path, value=0.0, layers=("a.weight", "b.weight"), metadata=None):

@@ -17,8 +17,8 @@ from skprobex import (
 from skprobex.baselines import WeightStatistics, make_dense_expert
 from skprobex.datasets import make_model_tree
 from skprobex.exceptions import FileChangedError
-from skprobex.probing import inputs
-from skprobex.weights import _layer
+from skprobex.probing.network import inputs
+from skprobex.weights import _in_files as _layer
 
 
 @pytest.fixture(scope="module")

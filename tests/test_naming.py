@@ -12,7 +12,7 @@ from skprobex.probing.naming import (
     fit_text_side,
     hubness,
 )
-from skprobex.probing.ridge import RidgePath
+from skprobex.probing.ridge.path import RidgePath
 
 ALPHAS = (1e-3, 1e-1, 10.0)
 

@@ -8,8 +8,8 @@ from torch.func import functional_call
 
 from skprobex.probing.deltas import LowRankBatch
 from skprobex.probing.device import make_generator
-from skprobex.probing.inputs import ViewInputs, concatenate
-from skprobex.probing.networks import ProbingNetwork, multiply
+from skprobex.probing.network.inputs import ViewInputs, concatenate
+from skprobex.probing.network.networks import ProbingNetwork, multiply
 from skprobex.probing.views import MATRIX_VIEWS, VIEWS
 
 N_MODELS, D_OUT, D_IN = 6, 5, 4

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from email.message import Message
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,13 @@ from skprobex import (
     _documented,
     baselines,
     datasets,
+    files,
     inspection,
-    io,
     metrics,
     search,
-    text,
     trees,
 )
+from skprobex.targets import _texts as text
 
 PUBLIC = [
     f"{module.__name__}.{name}"
@@ -80,7 +80,7 @@ def annotated_callables():
     """All functions, constructors, methods and properties that a user may call."""
     modules = [getattr(skprobex, name) for name in skprobex.__all__]
     modules = [module for module in modules if inspect.ismodule(module)]
-    for module in (skprobex, io, text, *modules):
+    for module in (skprobex, files, text, *modules):
         for name in module.__all__:
             target = getattr(module, name)
             if inspect.isfunction(target):
@@ -123,7 +123,7 @@ def test_public_api_is_annotated(function):
 
 
 def test_package_says_that_it_is_typed():
-    assert (files("skprobex") / "py.typed").is_file()
+    assert (resources.files("skprobex") / "py.typed").is_file()
 
 
 def test_import_is_light():

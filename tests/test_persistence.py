@@ -26,6 +26,7 @@ from skprobex import (
     ProbeXRegressor,
     TreeExperts,
 )
+from skprobex._registry import SAVED_CLASSES, class_named
 from skprobex.baselines import FlatDeltas, SpectralStatistics, WeightStatistics
 from skprobex.datasets import make_model_tree
 from skprobex.exceptions import (
@@ -34,11 +35,10 @@ from skprobex.exceptions import (
     VersionWarning,
     WeightFileError,
 )
-from skprobex.io import _persistence
-from skprobex.io._classes import SAVED_CLASSES, class_named
-from skprobex.io._safetensors import write_arrays
-from skprobex.io._state import MAX_DEPTH
-from skprobex.io._state_reader import StateReader
+from skprobex.files._safetensors import write_arrays
+from skprobex.saving import _save_load as _persistence
+from skprobex.saving._decode import StateReader
+from skprobex.saving._format import MAX_DEPTH
 
 DATA = Path(__file__).parent / "data"
 METHODS = ("predict", "decision_function", "predict_proba", "transform", "labels_")

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from skprobex.probing import probes as probes_module
 from skprobex.probing.deltas import (
     DecomposedDeltas,
     RepeatedPasses,
     root_mean_square,
 )
 from skprobex.probing.device import make_generator
-from skprobex.probing.probes import (
+from skprobex.probing.ridge.path import probes as probes_module
+from skprobex.probing.ridge.probes import (
     ProbedView,
     SubspaceDeltas,
     collect_features,

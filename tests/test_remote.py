@@ -15,9 +15,9 @@ from loopback import COMMIT, Loopback
 from safetensors.torch import save, save_file
 
 from skprobex.exceptions import FileChangedError, RemoteError, WeightFileError
-from skprobex.io import open_models
-from skprobex.io._http import HttpClient
-from skprobex.io._range_cache import RangeCache
+from skprobex.files import open_models
+from skprobex.files._http import HttpClient
+from skprobex.files._range_cache import RangeCache
 
 CPU = torch.device("cpu")
 
@@ -232,7 +232,7 @@ def test_cache_has_whole_entries_or_none(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("skprobex.io._range_cache.os.replace", fail)
+    monkeypatch.setattr("skprobex.files._range_cache.os.replace", fail)
     cache.write("u", "t", 8, b"abc")  # costs the cache, not the result
     assert entries(tmp_path) == [entry]
     RangeCache("/proc/nowhere").write("u", "t", 0, b"abc")
@@ -244,7 +244,7 @@ def test_killed_while_downloading(server, tmp_path):
     cache = tmp_path / "killed"
     code = (
         "import sys, numpy as np\n"
-        "from skprobex.io import open_models, _range_cache\n"
+        "from skprobex.files import open_models, _range_cache\n"
         "import os, signal\n"
         "def die(fd):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from skprobex.probing.ridge import RidgePath, centred_kernel
+from skprobex.probing.ridge.path import RidgePath, centred_kernel
 
 N_MODELS, N_TARGETS = 14, 3
 # The ends of the default grid, and between.

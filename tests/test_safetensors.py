@@ -16,8 +16,8 @@ from skprobex.exceptions import (
     UnsupportedFormatError,
     WeightFileError,
 )
-from skprobex.io import open_models
-from skprobex.io._safetensors import TORCH_DTYPES, read_header, read_tensor
+from skprobex.files import open_models
+from skprobex.files._safetensors import TORCH_DTYPES, read_header, read_tensor
 from skprobex.weights._metadata import parse_value
 
 FAST = settings(

@@ -13,13 +13,12 @@ from skprobex import (
 )
 from skprobex.datasets import make_model_tree
 from skprobex.probing import deltas as deltas_module
-from skprobex.probing import ridge as ridge_module
-from skprobex.probing import sampling
 from skprobex.probing.deltas import DecomposedDeltas, mean_and_sizes, mean_weights
 from skprobex.probing.linalg import leading_directions
 from skprobex.probing.naming import Naming
-from skprobex.probing.ridge import RidgePath
-from skprobex.probing.sampling import Reduction, choose_models
+from skprobex.probing.ridge.path import RidgePath, sampling
+from skprobex.probing.ridge.path import path as ridge_module
+from skprobex.probing.ridge.sampling import Reduction, choose_models
 from skprobex.probing.spectral import thin_svd
 from skprobex.weights import DenseWeights, _dense
 

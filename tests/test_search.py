@@ -21,8 +21,8 @@ from skprobex import (
     open_models,
     save_models,
 )
+from skprobex._registry import SAVED_CLASSES
 from skprobex.exceptions import CorruptFileError, UnsupportedFormatError
-from skprobex.io._classes import SAVED_CLASSES
 
 N_DIMENSIONS = 6
 RNG = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def unit(rows):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    monkeypatch.setitem(SAVED_CLASSES, "StandIn", __name__)
+    monkeypatch.setitem(SAVED_CLASSES, "StandIn", StandIn)
 
 
 @pytest.fixture(scope="module")

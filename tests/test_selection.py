@@ -9,8 +9,8 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from skprobex import ProbeXClassifier, ProbeXRegressor
 from skprobex.datasets import make_digit_jungle, make_model_tree
-from skprobex.probing.ridge import Penalty, RidgePath
-from skprobex.probing.selection import (
+from skprobex.probing.ridge.path import Penalty, RidgePath
+from skprobex.probing.ridge.selection import (
     MAX_JOINED_VIEWS,
     Choice,
     Ridges,

@@ -9,14 +9,14 @@ from scipy.special import expit, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import log_loss, mean_squared_error
 
-import skprobex._neural as base
+import skprobex._solvers as base
 from skprobex import ProbeXClassifier, ProbeXRegressor
 from skprobex.datasets import make_model_tree
 from skprobex.probing.device import make_generator
-from skprobex.probing.inputs import HeldInputs
-from skprobex.probing.networks import ProbingNetwork
+from skprobex.probing.network.inputs import HeldInputs
+from skprobex.probing.network.networks import ProbingNetwork
+from skprobex.probing.network.training import train
 from skprobex.probing.tasks import loss, score
-from skprobex.probing.training import train
 from skprobex.weights import _dense
 
 N_MODELS, D_OUT, D_IN = 40, 6, 5

@@ -29,7 +29,8 @@ from skprobex.baselines import WeightStatistics
 from skprobex.datasets import make_digit_jungle, make_model_tree
 from skprobex.exceptions import MissingLayerError
 from skprobex.inspection import ModelTreeDisplay
-from skprobex.trees import ModelTreeClustering, TreeExperts, _parts
+from skprobex.trees import ModelTreeClustering, TreeExperts
+from skprobex.trees import _tree_models as _parts
 from skprobex.trees._distances import (
     Sketcher,
     own_ways,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from skprobex.probing.probes import ProbedView, collect_features, fit_probes
+from skprobex.probing.ridge.probes import ProbedView, collect_features, fit_probes
 from skprobex.probing.spectral import thin_svd, thin_svd_of_product
 from skprobex.probing.views import (
     AUTO_VIEWS,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .._warnings import warn
-from ..io._atomic import replacing
+from ..files._atomic import replacing
 
 Arrays = dict[str, np.ndarray]
 

@@ -17,8 +17,8 @@ from sklearn.utils import Bunch
 
 from .._typing import Dataset, PathLike
 from ..exceptions import RemoteError
-from ..io import open_models
-from ..io._http import HttpClient
+from ..files import open_models
+from ..files._http import HttpClient
 from ..weights._collection import ModelCollection
 
 _OWNER, _DATA_SET = "ProbeX", "ProbeX/Model-J"

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Self
-from ..probing.closed_form import ClosedFormExpert
+from ..probing.ridge.expert import ClosedFormExpert
 from ..probing.views import MATRIX_VIEWS
 from ._axes import get_axes
 

@@ -13,12 +13,13 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_memory
 
 from .._base import DEFAULT_ALPHAS
-from .._labels import check_numbers, encode_targets, standardize
+from .._version import __version__
 from ..probing.deltas import DecomposedDeltas, mean_weights
 from ..probing.device import as_tensor, make_generator, resolve_device, solver_device
-from ..probing.probes import fit_features
-from ..probing.selection import Ridges, candidate_views
+from ..probing.ridge.probes import fit_features
+from ..probing.ridge.selection import Ridges, candidate_views
 from ..probing.spectral import draw_sketch
+from ..targets._labels import check_numbers, encode_targets, standardize
 from ..weights import LayerWeights, validate_weights
 
 # A lazy layer of at most so many bytes is read once for all folds; of a larger one,
@@ -189,8 +190,6 @@ def map_layers(work, W, names, *, memory, n_jobs, verbose):
     -------
     list
     """
-    from .. import __version__
-
     if isinstance(memory, os.PathLike):
         memory = os.fspath(memory)
     run = check_memory(memory).cache(run_task, ignore=["task"])

@@ -9,11 +9,11 @@ from numpy.typing import ArrayLike
 from sklearn.utils import Tags, check_consistent_length
 
 from .._base import BaseExpert, all_or_nothing
-from .._labels import encode_targets
+from .._registry import saved
 from .._sklearn import Interval, _fit_context
 from .._typing import Center, Device, RandomState, Self, Views
-from ..probing.device import as_tensor
-from ..probing.state import to_arrays
+from ..probing.device import as_tensor, to_arrays
+from ..targets._labels import encode_targets
 from ..weights import (
     Layers,
     WeightsLike,
@@ -25,6 +25,7 @@ from ..weights import (
 from ._patterns import match_layers
 
 
+@saved
 class LayerFusion(BaseExpert):
     """Join what several layers tell about models, as features.
 

@@ -23,11 +23,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._base import all_or_nothing
 from .._documented import Documented
-from .._labels import check_is_array
+from .._registry import saved
 from .._sklearn import HasMethods, Interval, StrOptions, _fit_context, available_if
 from .._typing import Scoring, Self
 from ..exceptions import MissingLayerError
-from ..io._persistence import Saveable
+from ..saving._save_load import Saveable
+from ..targets._labels import check_is_array
 from ..weights import (
     Layers,
     WeightsLike,
@@ -52,6 +53,7 @@ def _estimator_has(method):
     return check
 
 
+@saved
 class LayerSearchCV(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
     """Find the layer that knows, by cross-validating an estimator on each.
 

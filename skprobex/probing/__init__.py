@@ -1,1 +1,1 @@
-"""The numerical core: views, probes and solvers. torch in, torch out; no sklearn."""
+"""Private: the numerical core, from weights to fitted experts; no scikit-learn."""

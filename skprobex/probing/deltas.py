@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .shards import count_models, map_batches, take
+from .batches import count_models, map_batches, take
 from .spectral import (
     N_DIRECTIONS,
     concatenate,

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize as unit_rows
 
-from .ridge import Penalty
+from .._registry import saved
+from .ridge.path import Penalty
 
 # Neighbours whose mean cosine tells how near a label is to everything.
 N_NEIGHBORS = 10
@@ -28,6 +29,7 @@ DEFAULT_POWER, DEFAULT_PENALTY = 0.25, 0.5
 N_DIRECTIONS = 64
 
 
+@saved
 @dataclass
 class TextSide:
     """The affine map from text vectors to embeddings, and how labels compete.

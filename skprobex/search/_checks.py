@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from ..io._save import as_plain
+from ..files._write import as_plain
 from ..weights import ModelCollection
 
 

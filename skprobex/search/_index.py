@@ -11,11 +11,12 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from .._documented import Documented
 from .._progress import ProgressBar
+from .._registry import saved
 from .._sklearn import HasMethods, Interval
 from .._typing import PathLike, Self
 from ..exceptions import UnsupportedFormatError
-from ..io._persistence import Saveable, load
-from ..trees._forms import take
+from ..saving._save_load import Saveable, load
+from ..trees._architectures import take
 from ..weights import LayerWeights, ModelCollection, WeightsLike
 from ..weights._collection import as_condition
 from ..weights._metadata import check_key
@@ -35,6 +36,7 @@ Where: TypeAlias = (
 )
 
 
+@saved
 class ModelIndex(Saveable, Documented, BaseEstimator):
     """Find the models that fit a text, or are like other models.
 

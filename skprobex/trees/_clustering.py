@@ -11,17 +11,19 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._base import all_or_nothing
 from .._documented import Documented
+from .._registry import saved
 from .._sklearn import Interval, StrOptions, _fit_context
 from .._typing import Device, RandomState, Self
 from .._warnings import warn
-from ..io._persistence import Saveable
 from ..probing.device import resolve_device
+from ..saving._save_load import Saveable
 from ..weights import WeightsLike
-from ._forms import split_forms
+from ._architectures import split_forms
 from ._linkage import cut_at, cut_into, join
-from ._parts import DenseTrees, LowRankTrees
+from ._tree_models import DenseTrees, LowRankTrees
 
 
+@saved
 class ModelTreeClustering(Saveable, Documented, ClusterMixin, BaseEstimator):
     r"""Find out which models descend from one base.
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from .._registry import saved
 from ..probing.deltas import LowRankBatch, delta_norms
 from ..probing.device import as_array
 from ..probing.spectral import frobenius_norms, thin_svd_of_product
@@ -19,6 +20,7 @@ _RANK_TOLERANCE = 1e-5
 _SMALLEST_NORM, _LARGEST_NORM = 1e-15, 1e18
 
 
+@saved
 class Sketcher:
     """Project weights at random from both sides, ``L W R``.
 
@@ -160,6 +162,7 @@ def branch_distances(D2, norms):
     return relative(between, norms)
 
 
+@saved
 class SubspaceSketcher:
     """Describe adapters by the subspaces that they write to and read from.
 

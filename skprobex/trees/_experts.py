@@ -20,14 +20,14 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .._base import all_or_nothing
 from .._documented import Documented
-from .._labels import check_labels
+from .._registry import saved
 from .._sklearn import HasMethods, Interval, _fit_context, available_if
 from .._typing import Self
 from ..exceptions import MissingLayerError
-from ..io._persistence import Saveable
+from ..saving._save_load import Saveable
+from ..targets._labels import check_labels
 from ..weights import ModelCollection, WeightsLike, holds_several, layer_names
-from ._clustering import ModelTreeClustering
-from ._delegation import (
+from ._answers import (
     ask,
     below_all,
     centered,
@@ -39,9 +39,11 @@ from ._delegation import (
     warn_pooled,
     zeros,
 )
-from ._forms import stack_models, take
+from ._architectures import stack_models, take
+from ._clustering import ModelTreeClustering
 
 
+@saved
 class TreeExperts(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
     """Fit one expert for each Model Tree, and ask the right one.
 

@@ -16,10 +16,10 @@ from ..probing.deltas import as_dense
 from ..probing.device import as_array, resolve_device
 from ..weights import ModelCollection, WeightsLike
 from ._arborescence import minimum_arborescence
+from ._architectures import split_forms
 from ._clustering import ModelTreeClustering
 from ._distances import Sketcher, squared_distances
-from ._forms import split_forms
-from ._parts import _rows
+from ._tree_models import _rows
 
 if TYPE_CHECKING:
     import networkx as nx

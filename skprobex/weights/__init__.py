@@ -2,7 +2,7 @@
 
 from ._collection import ModelCollection
 from ._dense import DenseWeights
-from ._layer import LayerWeights
+from ._in_files import LayerWeights
 from ._low_rank import LowRankWeights
 from ._several import SeveralLayers
 from ._validation import (

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..exceptions import MissingLayerError
-from ._handles import LayerHandle
-from ._layer import LayerWeights, check_one_form, form
+from ._in_files import LayerHandle, LayerWeights, check_one_form, form
 
 _N_NAMED = 5
 

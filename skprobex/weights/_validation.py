@@ -18,7 +18,7 @@ from .._warnings import warn
 from ..exceptions import MissingLayerError, UnsupportedFormatError
 from ._collection import ModelCollection, check_is_layer
 from ._dense import DenseWeights, check_numeric
-from ._layer import LayerWeights
+from ._in_files import LayerWeights
 from ._low_rank import LowRankWeights
 from ._several import SeveralLayers
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .._warnings import warn
-from .deltas import DecomposedDeltas
-from .device import solver_device
+from ..._registry import saved
+from ..._warnings import warn
+from ..deltas import DecomposedDeltas
+from ..device import solver_device
+from ..linalg import fix_signs, leading_directions
+from ..naming import Naming, TextSide
 from .fusion import as_blocks, best_blocks, fuse, in_order, keep_best
-from .linalg import fix_signs, leading_directions
-from .naming import Naming, TextSide
+from .path import RidgePath
 from .probes import ProbedView, fit_features
-from .ridge import RidgePath
 from .sampling import MAX_DECOMPOSED, Sample
 from .selection import (
     Ridges,
@@ -27,6 +28,7 @@ from .selection import (
 )
 
 
+@saved
 @dataclass
 class ProbedLayer:
     """What turns the weights of one layer into features.
@@ -66,6 +68,7 @@ class ProbedLayer:
         return torch.cat(list(map(reduce, batches) if reduce else batches))
 
 
+@saved
 @dataclass
 class ClosedFormExpert:
     """A fitted closed-form expert, on one layer or on several."""

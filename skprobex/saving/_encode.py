@@ -6,9 +6,9 @@ import math
 import numpy as np
 import torch
 
-from ._classes import saved_name
-from ._safetensors import NUMPY_DTYPES
-from ._state import MAX_DEPTH, MAX_TEXT_BYTES, parameter_names
+from .._registry import saved_name
+from ..files._safetensors import NUMPY_DTYPES
+from ._format import MAX_DEPTH, MAX_TEXT_BYTES, parameter_names
 
 # An attribute of more text than this becomes a tensor: headers are to be short.
 _MAX_INLINE = 2**16

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from ..exceptions import MissingLayerError
 from ..probing.deltas import LowRankBatch
 from ..probing.device import as_array
 from ._dense import BATCH_BYTES
-from ._handles import LayerHandle
 
 if TYPE_CHECKING:
     from ._low_rank import LowRankWeights
@@ -26,6 +25,41 @@ if TYPE_CHECKING:
 # Reading is waiting, mostly: more threads than cores.
 _N_THREADS = 8
 _N_NAMED = 5
+
+
+class StoredModel(NamedTuple):
+    """A model in files.
+
+    `specs` is keyed by layer name and says how each layer is read from `sources`;
+    models with the same header share it.
+    """
+
+    name: str
+    sources: tuple
+    specs: dict
+    metadata: dict
+
+
+class LayerHandle(NamedTuple):
+    """One layer of one model in files: small, picklable, nothing open."""
+
+    name: str
+    sources: tuple
+    spec: Any  # one of `files._recipes`
+
+    def read(self):
+        """Read a tensor, or a pair of factors."""
+        return self.spec.read(self.sources)
+
+    def read_into(self, out):
+        """Read a dense layer into a tensor, converting it where needed."""
+        if not self.spec.read_into(self.sources, out):
+            out.copy_(self.read().reshape(out.shape))
+
+    @property
+    def file(self):
+        """The file that the layer lies in."""
+        return str(self.sources[self.spec.file])
 
 
 class LayerWeights:

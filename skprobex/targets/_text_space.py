@@ -7,17 +7,18 @@ import torch
 from scipy.special import softmax
 from sklearn.utils import check_array
 
+from .._registry import saved
+from .._warnings import warn
+from ..probing.device import as_array, as_tensor, to_tensors
+from ..probing.naming import TextSide
 from ._calibration import fit_log_odds
 from ._labels import to_signs
-from ._warnings import warn
-from .probing.device import as_array, as_tensor
-from .probing.naming import TextSide
-from .probing.state import to_tensors
-from .text import check_texts
+from ._texts import check_texts
 
 _CPU = torch.device("cpu")
 
 
+@saved
 @dataclass
 class TextSpace:
     """Text vectors of the labels of training, and what maps texts next to models.

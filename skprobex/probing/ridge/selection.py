@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .naming import Naming
-from .ridge import Penalty, RidgePath, centred_kernel
-from .tasks import score
-from .views import AUTO_VIEWS
+from ..naming import Naming
+from ..tasks import score
+from ..views import AUTO_VIEWS
+from .path import Penalty, RidgePath, centred_kernel
 
 # At most so many views are joined by views="auto".
 MAX_JOINED_VIEWS = 3

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .device import solver_device
-from .naming import Naming
-from .ridge import AT_ONCE, centred_span
+from ..device import solver_device
+from ..naming import Naming
+from .path import AT_ONCE, centred_span
 from .selection import Ridges
 
 # Views are compared, and probes computed, on at most so many models. Measured on 700

@@ -16,14 +16,15 @@ import numpy as np
 import sklearn
 import torch
 
+from .._registry import is_of_sklearn, saved_name
 from .._typing import PathLike
+from .._version import __version__
 from .._warnings import warn
 from ..exceptions import CorruptFileError, UnsupportedFormatError, VersionWarning
-from ._atomic import replacing
-from ._classes import SAVED_CLASSES, saved_name
-from ._safetensors import NUMPY_DTYPES, as_bytes, read_header, write_arrays
-from ._state_reader import StateReader, parse_json
-from ._state_writer import StateWriter
+from ..files._atomic import replacing
+from ..files._safetensors import NUMPY_DTYPES, as_bytes, read_header, write_arrays
+from ._decode import StateReader, parse_json
+from ._encode import StateWriter
 
 # Raise it whenever files of before would be read as something else.
 FORMAT_VERSION = 1
@@ -244,8 +245,6 @@ def _weight_shape(estimator):
 
 
 def _installed_versions():
-    from .. import __version__
-
     return {
         "skprobex": __version__,
         "sklearn": sklearn.__version__,
@@ -256,7 +255,7 @@ def _installed_versions():
 
 def _warn_of_versions(metadata, objects, path):
     names = ["skprobex"]
-    if any(SAVED_CLASSES[entry["class"]].startswith("sklearn") for entry in objects):
+    if any(is_of_sklearn(entry["class"]) for entry in objects):
         names.append("sklearn")
     installed = _installed_versions()
     for name in names:

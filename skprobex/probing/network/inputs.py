@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
-from .deltas import LowRankBatch, decompose, delta_norms, subtract
-from .views import MATRIX_VIEWS, spectrum
+from ..._registry import saved
+from ..deltas import LowRankBatch, decompose, delta_norms, subtract
+from ..views import MATRIX_VIEWS, spectrum
 
 # Layers of all training models larger than this are read again in every epoch.
 HELD_BYTES = 2**31
 
 
+@saved
 @dataclass
 class ViewInputs:
     """Turn weights into what the network multiplies by its probes.
@@ -142,7 +144,7 @@ class StreamedInputs:
         return concatenate([self.make(batch) for batch in batches])
 
 
-def training_inputs(make, weights, device, compression=None):
+def training_inputs(make, weights, device):
     """Fit the scales and give access to the training models, held where they fit.
 
     Parameters
@@ -150,7 +152,6 @@ def training_inputs(make, weights, device, compression=None):
     make : ViewInputs
     weights : weights
     device : torch.device
-    compression : Compression, optional
 
     Returns
     -------
@@ -158,18 +159,11 @@ def training_inputs(make, weights, device, compression=None):
     """
     dtype = weights.compute_dtype
     n_models, *weight_shape = weights.lifted_shape
-    see = make
-    if compression is not None:
-        weight_shape = compression.shape(weight_shape)
-
-        def see(batch):
-            return compression.compress(make(batch))
-
-    batches = (see(batch) for batch in weights.batches(device, dtype))
+    batches = (make(batch) for batch in weights.batches(device, dtype))
     is_dense = not weights.is_low_rank or make.center is not None
     if is_dense and n_models * math.prod(weight_shape) * dtype.itemsize > HELD_BYTES:
         make.fit_scales(batches, weight_shape)
-        return StreamedInputs(see, weights, device)
+        return StreamedInputs(make, weights, device)
     batches = list(batches)
     make.fit_scales(batches, weight_shape)
     return HeldInputs(make.scaled(concatenate(batches)))

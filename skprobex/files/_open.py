@@ -15,13 +15,13 @@ from .._typing import PathLike
 from .._warnings import warn
 from ..exceptions import CorruptFileError, WeightFileError
 from ..weights._collection import ModelCollection
-from ..weights._handles import StoredModel
+from ..weights._in_files import StoredModel
 from ._adapters import SETTINGS, find_layers
 from ._layouts import check_shards, read_index
 from ._locate import Locator
 from ._module_names import dotted, underscore
+from ._recipes import TensorRef
 from ._safetensors import read_header
-from ._specs import TensorRef
 
 _MAX_CONFIG_BYTES = 4 * 2**20
 _MAX_INDEX_BYTES = 64 * 2**20

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .deltas import RepeatedPasses, root_mean_square
-from .linalg import eigh_descending, fix_signs, gram, qr
-from .spectral import rows, unrow
-from .views import MATRIX_VIEWS, View, scaled_singular, spectrum, symmetric_features
+from ..._registry import saved
+from ..deltas import RepeatedPasses, root_mean_square
+from ..linalg import eigh_descending, fix_signs, gram, qr
+from ..spectral import rows, unrow
+from ..views import MATRIX_VIEWS, View, scaled_singular, spectrum, symmetric_features
 
 # Sides wider than this are first projected to a subspace of as many dimensions, or of
 # three times as many as probes. Measured on layers of 64 with 8 to 16 probes: as
@@ -15,6 +16,7 @@ from .views import MATRIX_VIEWS, View, scaled_singular, spectrum, symmetric_feat
 MIN_SUBSPACE = 192
 
 
+@saved
 @dataclass
 class ProbedView:
     """One view, its probes, and its scale among other views.

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from scipy.sparse import issparse
 
+from .._registry import saved
 from ..exceptions import MissingLayerError
 from ..weights import DenseWeights, ModelCollection, validate_weights
 from ..weights._collection import base_model
 from ..weights._dense import check_numeric
 
 
+@saved
 class Form(NamedTuple):
     """What models must have in common to be of one Model Tree."""
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd
 
+from .._registry import saved
 from ..probing.deltas import mean_weights
 from ..probing.device import as_array
 from ._distances import (
@@ -24,6 +25,7 @@ N_COMPARED = 5000
 _UNRELATED = 1.0
 
 
+@saved
 class DenseTrees:
     """Trees among full weights of one form.
 
@@ -121,6 +123,7 @@ class DenseTrees:
         return np.take_along_axis(distances, labels[:, None], 1)[:, 0] > limits
 
 
+@saved
 class LowRankTrees:
     """Trees among adapters of one form and declared base.
 

@@ -8,9 +8,9 @@ from inspect import getattr_static
 import numpy as np
 import torch
 
+from .._registry import class_named
 from ..exceptions import CorruptFileError, UnsupportedFormatError
-from ._classes import class_named
-from ._state import MAX_DEPTH, MAX_TEXT_BYTES, parameter_names
+from ._format import MAX_DEPTH, MAX_TEXT_BYTES, parameter_names
 
 # A dict takes three levels of JSON, and what it holds may take some more.
 _MAX_JSON_DEPTH = 4 * MAX_DEPTH

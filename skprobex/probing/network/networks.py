@@ -45,31 +45,11 @@ def multiply(name, inputs, vectors):
     return vectors
 
 
-def standardize(probed, ones=None, n_rows=None):
-    """Standardise over the entries of each matrix.
-
-    Parameters
-    ----------
-    probed : Tensor of shape (b, rows, n_probes)
-    ones : Tensor of shape (rows, 1), optional
-        If the rows are coordinates in an orthonormal basis: those of a column of ones,
-        `n_rows` long. What comes back are coordinates of what is standardised.
-
-    Returns
-    -------
-    Tensor of shape (b, rows, n_probes)
-    """
-    if ones is None:
-        mean = probed.mean(dim=(1, 2), keepdim=True)
-        std = probed.std(dim=(1, 2), keepdim=True, correction=0)
-        return (probed - mean) / std.clamp_min(1e-6)
-    n_probes = probed.shape[2]
-    mean = (ones * probed).sum(dim=(1, 2), keepdim=True) / (n_rows * n_probes)
-    deviations = probed - mean * ones
-    # Ones that the basis does not span are parts of the deviations, too.
-    outside = n_probes * (n_rows - ones.square().sum()) * mean.square()
-    squares = deviations.square().sum(dim=(1, 2), keepdim=True) + outside
-    return deviations / (squares / (n_rows * n_probes)).sqrt().clamp_min(1e-6)
+def standardize(probed):
+    """Standardise over the entries of each matrix, ``(b, rows, n_probes)``."""
+    mean = probed.mean(dim=(1, 2), keepdim=True)
+    std = probed.std(dim=(1, 2), keepdim=True, correction=0)
+    return (probed - mean) / std.clamp_min(1e-6)
 
 
 class ProbingNetwork(nn.Module):
@@ -83,8 +63,6 @@ class ProbingNetwork(nn.Module):
     n_probes, projection_dim, n_components, n_outputs : int
     standardize : bool
         Standardise S over its entries, for each model and view.
-    ones : dict of str to (Tensor, int), optional
-        For views whose rows are compressed, what `standardize` has to know.
     text_dim : int, optional
         Dimension of the text vectors that models are aligned with, `n_outputs` of
         them. None has a linear head.
@@ -105,14 +83,13 @@ class ProbingNetwork(nn.Module):
         n_components,
         n_outputs,
         standardize,
-        ones=None,
         text_dim=None,
         learn_temperature=True,
         generator=None,
     ):
         super().__init__()
         self.view_scales = view_scales
-        self.standardize, self.ones = standardize, ones or {}
+        self.standardize = standardize
         self.activation = nn.ReLU()
         self.probes, self.projections = nn.ParameterDict(), nn.ParameterDict()
         width = 0
@@ -137,7 +114,7 @@ class ProbingNetwork(nn.Module):
         for name, probes in self.probes.items():
             probed = multiply(name, inputs, probes) * self.view_scales[name]
             if self.standardize:
-                probed = standardize(probed, *self.ones.get(name, ()))
+                probed = standardize(probed)
             projected = self.activation(self.projections[name].T @ probed)
             parts.append(projected.flatten(1))
         if "spectrum" in inputs:

@@ -11,10 +11,9 @@ from ._base import BaseExpert
 from ._progress import ProgressBar
 from ._sklearn import Interval, StrOptions
 from ._warnings import warn
-from .probing.device import as_tensor
+from .probing.device import as_tensor, to_arrays, to_tensors
 from .probing.naming import Naming
-from .probing.state import to_arrays, to_tensors
-from .probing.training import NeuralExpert, fit_neural
+from .probing.network.training import NeuralExpert, fit_neural
 from .weights import SeveralLayers
 
 DEFAULT_BATCH_SIZE = 128
@@ -30,7 +29,6 @@ class BaseProbeX(BaseExpert):
         "solver": [StrOptions({"ridge", "adam"})],
         "projection_dim": [Interval(Integral, 1, None, closed="left")],
         "standardize": ["boolean"],
-        "compress": [Interval(Integral, 1, None, closed="left"), None],
         "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [
@@ -139,7 +137,6 @@ class BaseProbeX(BaseExpert):
                 projection_dim=self.projection_dim,
                 n_components=self.n_components or default_width,
                 standardize=self.standardize,
-                compress=self.compress,
                 generator=generator,
                 warm_start=warm_start,
                 sample_weight=sample_weight,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..views import MATRIX_VIEWS
 from .probes import ProbedView
 from .selection import (
     compare_normalizations,
@@ -16,7 +17,6 @@ from .selection import (
     join,
     with_normalization,
 )
-from .views import MATRIX_VIEWS
 
 # Blocks considered at most, and bytes of their kernels.
 MAX_BLOCKS = 32

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from ..exceptions import CorruptFileError, UnsupportedFormatError
 from ._module_names import canonical_module, numbered_modules, split_kohya
+from ._recipes import LowRankSpec, RefusedSpec, dense_spec
 from ._safetensors import FLOAT8, scale_names
-from ._specs import LowRankSpec, RefusedSpec, dense_spec
 
 # Key pattern by family. `module` and `role`, sometimes `adapter`.
 _FAMILY_PATTERNS = [

@@ -5,21 +5,21 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .compression import Compression
-from .deltas import (
-    DecomposedDeltas,
+from ..._registry import saved
+from ..deltas import (
     LowRankBatch,
     delta_norms,
     root_mean_square,
     subtract,
 )
+from ..naming import TextSide
+from ..tasks import loss, score
+from ..views import MATRIX_VIEWS
 from .inputs import ViewInputs, training_inputs
-from .naming import TextSide
 from .networks import ProbingNetwork
-from .tasks import loss, score
-from .views import MATRIX_VIEWS
 
 
+@saved
 @dataclass
 class History:
     """How training went."""
@@ -30,6 +30,7 @@ class History:
     interrupted: bool = False
 
 
+@saved
 @dataclass
 class NeuralExpert:
     """A fitted network: its inputs, its weights by name, and what rebuilds it."""
@@ -130,7 +131,6 @@ def fit_neural(
     n_components,
     standardize,
     generator,
-    compress=None,
     warm_start=None,
     text_vectors=None,
     learn_temperature=True,
@@ -139,8 +139,6 @@ def fit_neural(
     """Build the inputs, then train; see `train` for the schedule.
 
     With `text_vectors`, ``(n_targets, d_text)``, the targets are labels of such texts.
-    With `compress`, a number of dimensions, the network is trained in a subspace of
-    so many of each side; see `Compression`.
 
     Returns
     -------
@@ -160,11 +158,7 @@ def fit_neural(
             n_singular = max(n_singular or 0, deltas.A.shape[1])
     typical_norm = root_mean_square(torch.cat(norms))
     inputs = ViewInputs(center, sketch, views, normalize, typical_norm, {}, n_singular)
-    compression = None
-    if compress is not None:
-        deltas = DecomposedDeltas(weights, center, sketch, device, dtype)
-        compression = Compression.fit(deltas, normalize, compress, generator)
-    data = training_inputs(inputs, weights, device, compression)
+    data = training_inputs(inputs, weights, device)
 
     sizes = {
         "view_shapes": _view_shapes(inputs, weights.lifted_shape[1:]),
@@ -176,26 +170,17 @@ def fit_neural(
         "text_dim": None if text_vectors is None else text_vectors.shape[1],
         "learn_temperature": learn_temperature,
     }
-    trained, ones = sizes, None
-    if compression is not None:
-        shape = compression.shape(weights.lifted_shape[1:])
-        trained = sizes | {"view_shapes": _view_shapes(inputs, shape)}
-        ones = compression.ones(views)
     network = ProbingNetwork(
-        view_scales=inputs.view_scales, ones=ones, generator=generator, **trained
+        view_scales=inputs.view_scales, generator=generator, **sizes
     ).to(device, dtype)
     if warm_start is not None:
         _check_same_sizes(sizes, warm_start.sizes)
-        state = warm_start.state
-        network.load_state_dict(compression.reduce(state) if compression else state)
+        network.load_state_dict(warm_start.state)
     if text_vectors is not None:
         network.head.vectors = text_vectors.to(device, dtype)
     targets = targets.to(device, dtype)
     history = train(network, data, targets, task, generator=generator, **schedule)
-    state = _copy_state(network)
-    if compression is not None:
-        state = compression.restore(state)
-    return NeuralExpert(inputs, sizes, state, history)
+    return NeuralExpert(inputs, sizes, _copy_state(network), history)
 
 
 def train(

@@ -3,8 +3,13 @@
 import numpy as np
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
+from .._registry import saved
 from .._warnings import warn
 from ._clustering import ModelTreeClustering
+
+# They stand in for an expert where there are too few models.
+saved(DummyClassifier)
+saved(DummyRegressor)
 
 # Log-probability that stands for none: finite, so that scorers take it.
 _LEAST = -700.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ._typing import TextEncoder
+from .._typing import TextEncoder
 
 __all__ = ["encode_texts", "encoder_name"]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from .linalg import add_gram, eigh_descending, fix_signs, mirror
+from ..linalg import add_gram, eigh_descending, fix_signs, mirror
 
 # Features are centred and widened to float64 so many rows or columns at a time: a copy
 # of all would take more memory than anything else in a fit.

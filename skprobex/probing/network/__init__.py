@@ -1,0 +1,1 @@
+"""The papers' networks, trained end to end."""

@@ -1,0 +1,5 @@
+"""Fitted estimators in files, without pickle."""
+
+from ._save_load import Saveable, load
+
+__all__ = ["Saveable", "load"]

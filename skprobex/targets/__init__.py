@@ -1,0 +1,1 @@
+"""The y side (private): labels, texts and the space they share with models."""
