@@ -1,4 +1,4 @@
-"""What all experts share: parameters, the closed form, fitted attributes, tags."""
+"""What all experts share: parameters, reading W, running an expert, publishing it."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -11,27 +11,21 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from ._documented import Documented
 from ._progress import ProgressBar
+from ._reading import ReadsWeights
 from ._sklearn import ClassNamePrefixFeaturesOutMixin, Interval, StrOptions
 from ._warnings import warn
-from .probing.deltas import DecomposedDeltas, mean_and_sizes
-from .probing.device import (
-    as_array,
-    as_tensor,
-    make_generator,
-    resolve_device,
-    to_tensors,
-)
-from .probing.ridge import sampling
-from .probing.ridge.expert import fit_closed_form
-from .probing.spectral import draw_sketch
+from .probing.device import as_array, make_generator, resolve_device, to_tensors
+from .probing.ridge.expert import Problem
 from .probing.views import VIEWS
 from .saving._save_load import Saveable
-from .weights import SeveralLayers, WeightsLike, check_weight_shape, validate_layers
+from .solvers import Adam, Ridge
+from .weights import WeightsLike
+from .weights._validation import ONLY, check_weight_shape
 
 DEFAULT_ALPHAS = tuple(np.logspace(-4, 3, 15).tolist())
 DEFAULT_N_PROBES = 64
+SOLVERS = {"ridge": Ridge, "adam": Adam}
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -54,12 +48,12 @@ def all_or_nothing(fit: _Method) -> _Method:
 
 class BaseExpert(
     Saveable,
-    Documented,
+    ReadsWeights,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     BaseEstimator,
 ):
-    """Fit one expert on one Model Tree, in closed form; W is one layer or several."""
+    """Fit one expert on one Model Tree; W is one layer or several."""
 
     _parameter_constraints: dict[str, Any] = {
         "views": [StrOptions({"auto", *VIEWS}), tuple, list],
@@ -91,20 +85,17 @@ class BaseExpert(
         -------
         ndarray of shape (n_models, n_components)
             With ``solver="ridge"`` the probed features along their `n_components`
-            principal directions, or all of them if `n_components` is None. With
-            ``solver="adam"`` the encoder's output.
+            principal directions, or all of them if `n_components` is None. With a
+            network the encoder's output.
         """
         return self._run_expert(W, "transform")
 
-    def _validate_weights(self, W, *, reset):
-        return validate_layers(self, W, reset=reset)
-
     def _run_expert(self, W, method):
         check_is_fitted(self)
-        W = self._validate_weights(W, reset=False)
+        layers = self._read(W, reset=False)
         device = resolve_device(self.device)
         expert = to_tensors(self.expert_, device)
-        outputs = as_array(getattr(expert, method)(W, device))
+        outputs = as_array(getattr(expert, method)(layers, device))
         bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
         if len(bad):
             raise ValueError(
@@ -114,95 +105,57 @@ class BaseExpert(
             )
         return outputs
 
-    def _start_fit(self, W):
-        """Resolve what every fit needs: device, dtype, random numbers."""
-        device = resolve_device(self.device)
-        random_state = check_random_state(self.random_state)
-        generator = make_generator(random_state.randint(2**31 - 1))
-        return device, W.compute_dtype, random_state, generator
-
-    def _fit_closed_form(
-        self,
-        W,
-        targets,
-        task,
-        *,
-        device,
-        generator,
-        views,
-        normalize,
-        n_components,
-        sample_weight=None,
-        **options,
-    ):
-        """Fit on validated data; set no attribute.
+    def _pose(self, layers, task=None, **options):
+        """Put what a solver needs into plain data; set no attribute.
 
         Parameters
         ----------
-        W : weights, or SeveralLayers
-        targets : Tensor of shape (n_models, n_targets)
-        task : one of ``probing.tasks.TASKS``, or Naming
-        device, generator, views, normalize, n_components, sample_weight, **options
-            As `fit_closed_form` has them.
+        layers : dict of str to Weights
+        task : callable, optional
+            From a device to a `Task` on it.
+        **options
+            In place of the parameters of the same names.
 
         Returns
         -------
-        ClosedFormExpert
-            Of tensors.
+        Problem
         """
-        n_layers = len(_by_name(W))
-        # Of several layers, those that are not chosen are compared and no more.
-        total = (
-            len(W) if n_layers == 1 else n_layers * min(len(W), sampling.MAX_COMPARED)
+        device = resolve_device(self.device)
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        dtypes = {weights.compute_dtype for weights in layers.values()}
+        options = {
+            "views": self._check_views(),
+            "normalize": self.normalize,
+            "n_components": self.n_components,
+            **options,
+        }
+        return Problem(
+            layers,
+            {name: self._center_of(name, layers[name]) for name in layers},
+            n_probes=self._clip_probes(layers),
+            alphas=self._check_alphas(),
+            device=device,
+            dtype=torch.float64 if torch.float64 in dtypes else torch.float32,
+            generator=make_generator(seed),
+            task=None if task is None else task(device),
+            **options,
         )
-        with ProgressBar(self.verbose, type(self).__name__, total, "model") as bar:
-            return fit_closed_form(
-                self._open_layers(W, device, generator, bar.update),
-                targets,
-                task,
-                views=views,
-                normalize=normalize,
-                n_probes=self._clip_probes(W),
-                alphas=self._check_alphas(),
-                n_components=n_components,
-                generator=generator,
-                sample_weight=sample_weight,
-                **options,
-            )
 
-    def _open_layers(self, W, device, generator, progress=None):
-        """Open one layer after the other, so that none is kept longer than needed."""
-        for name, layer in _by_name(W).items():
-            # All in one dtype, as their features are joined.
-            opened = self._open_layer(
-                name, layer, device, generator, W.compute_dtype, progress
-            )
-            yield name, opened
+    def _progress(self, total, unit):
+        return ProgressBar(self.verbose, type(self).__name__, total, unit)
 
-    def _open_layer(self, name, layer, device, generator, dtype, progress=None):
-        """Centre a layer's weights, and decompose them batch by batch as asked."""
-        center, sizes = self._compute_center(name, layer, device, dtype)
-        sketch = draw_sketch(*layer.lifted_shape[1:], generator, dtype, device)
-        return DecomposedDeltas(layer, center, sketch, device, dtype, progress, sizes)
+    def _publish(self, expert, **attributes):
+        """Set the fitted attributes, all at once; they share the expert's memory.
 
-    def _publish(self, expert):
-        """Set the fitted attributes, all at once; they share the expert's memory."""
+        Those of a fit before go, but for what this one has read of its weights.
+        """
+        read = {"weight_shape_", "n_features_in_", "feature_names_in_", "layer_"}
+        for name in set(vars(self)) - read:
+            if name.endswith("_") and not name.startswith("_"):
+                delattr(self, name)
         self.expert_ = expert
-        self.center_ = expert.center
-        self.views_, self.normalize_ = expert.view_names, expert.normalize
-        self.view_scores_ = expert.view_scores
-        self.probes_ = expert.probes
         self._n_features_out = expert.n_components
-        for name in ("layers_", "layer_scores_"):
-            self.__dict__.pop(name, None)  # of a fit before, on several layers
-        if isinstance(self.weight_shape_, dict):
-            self.layers_ = [layer.name for layer in expert.layers]
-            self.layer_scores_ = expert.layer_scores
-
-    def _publish_alpha(self, expert):
-        # One number where all targets share it.
-        shared = len(np.unique(expert.alpha)) == 1
-        self.alpha_ = float(expert.alpha[0]) if shared else expert.alpha
+        vars(self).update(attributes)
 
     def _check_views(self):
         if self.views == "auto":
@@ -215,7 +168,7 @@ class BaseExpert(
         if unknown or not self.views:
             got = f", got {unknown[0]!r}" if unknown else ""
             raise ValueError(
-                f"views={self.views!r}: expected 'auto' or some of {VIEWS}{got}."
+                f"views={self.views!r}: expected 'auto' or some of {tuple(VIEWS)}{got}."
             )
         if len(set(self.views)) < len(self.views):
             raise ValueError(f"views={self.views!r} names a view twice.")
@@ -237,8 +190,8 @@ class BaseExpert(
             )
         return tuple(alphas.tolist())
 
-    def _clip_probes(self, W):
-        shapes = [layer.lifted_shape[1:] for layer in _by_name(W).values()]
+    def _clip_probes(self, layers):
+        shapes = [weights.lifted_shape[1:] for weights in layers.values()]
         limit = max(max(shape) for shape in shapes)
         # The default is meant for any layer: clipping it is no news.
         if self.n_probes > limit and self.n_probes != DEFAULT_N_PROBES:
@@ -249,31 +202,25 @@ class BaseExpert(
             )
         return min(self.n_probes, limit)
 
-    def _compute_center(self, name, layer, device, dtype):
-        """Return the centre, and the sizes of the models where they come with it."""
+    def _center_of(self, name, weights):
+        """The centre wanted of a layer: an array of its shape, a string or None."""
         center = self.center
         if isinstance(center, dict):
-            if name is None or name not in center:
-                missing = "W is one layer" if name is None else f"it lacks {name!r}"
+            if name not in center:
+                missing = "W is one layer" if name == ONLY else f"it lacks {name!r}"
                 raise ValueError(
                     f"center is a dict of arrays by layer, but {missing}: pass an "
                     "array for one layer, and for several an array for each."
                 )
             center = center[name]
-        elif center is not None and not isinstance(center, str) and name is not None:
+        elif center is not None and not isinstance(center, str) and name != ONLY:
             raise ValueError(
                 "center is one array, but W holds several layers: pass a dict of "
                 "arrays by layer name."
             )
-        if center is None:
-            return None, None
-        if isinstance(center, str):
-            # Low-rank weights are deltas from their base already.
-            if center == "auto" and layer.is_low_rank:
-                return None, None
-            return mean_and_sizes(layer, device, dtype)
-        center = check_weight_shape(center, layer.lifted_shape[1:], "center")
-        return as_tensor(center, dtype, device), None
+        if center is None or isinstance(center, str):
+            return center
+        return check_weight_shape(center, weights.lifted_shape[1:], "center")
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -283,6 +230,30 @@ class BaseExpert(
         return tags
 
 
-def _by_name(W):
-    """Layers by name; None is the name of the only one."""
-    return W.layers if isinstance(W, SeveralLayers) else {None: W}
+class BaseProbeX(BaseExpert):
+    """An expert whose solver is a parameter: the closed form, or a network."""
+
+    _parameter_constraints = {
+        **BaseExpert._parameter_constraints,
+        "solver": [StrOptions(set(SOLVERS)), Ridge, Adam],
+    }
+
+    def _solver(self):
+        """The solver, its parameters checked."""
+        solver = self.solver
+        solver = SOLVERS[solver]() if isinstance(solver, str) else solver
+        solver._validate_params()
+        if self.alphas is not None and not solver._reads_alphas(
+            self.views, self.normalize
+        ):
+            raise ValueError(
+                f"alphas={self.alphas!r} are penalties of the closed form, which has "
+                "nothing to choose here: leave alphas=None, or set views='auto' or "
+                "normalize='auto'."
+            )
+        return solver
+
+    def _expert_before(self, solver):
+        """The expert of the fit before, where this one goes on from it."""
+        before = getattr(self, "expert_", None)
+        return before if solver._continues(before) else None

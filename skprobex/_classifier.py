@@ -1,22 +1,22 @@
 """ProbeXClassifier."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin
 from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.class_weight import compute_sample_weight
 
-from ._base import all_or_nothing
+from ._base import BaseProbeX, all_or_nothing
 from ._registry import saved
 from ._sklearn import StrOptions, _fit_context
-from ._solvers import BaseProbeX
 from ._typing import Center, ClassWeight, Device, RandomState, Self, Views
-from .targets._calibration import fit_log_odds
-from .targets._labels import encode_labels, to_signs
+from .probing.ridge.expert import ClosedFormExpert
+from .solvers import Solver
+from .targets._labels import CODINGS, encode_labels
 from .weights import WeightsLike
 
 
@@ -65,30 +65,6 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         Width of the representation that `transform` returns. With ``solver="ridge"``
         principal directions of the probed features (None: the features themselves);
         with ``solver="adam"`` the encoder (the paper's r_T; None: 128).
-    projection_dim : int, default=128
-        Rows of the projection that all probes share (r_V). Only with
-        ``solver="adam"``, as are the parameters below down to `warm_start`.
-    standardize : bool, default=True
-        Standardise every model's probed views before the projection.
-    learning_rate_init : float, default=1e-3
-        Adam's step size.
-    max_iter : int, default=200
-        Epochs at most.
-    batch_size : int or "auto", default="auto"
-        Models in a training step; ``"auto"`` is ``min(128, n_models)``.
-    alpha : float, default=1e-5
-        Weight decay: an L2 penalty on all weights of the network.
-    early_stopping : bool, default=False
-        Set `validation_fraction` of the training models aside, stop when their score
-        no longer improves, and keep the weights of the best epoch.
-    validation_fraction : float, default=0.1
-        Share of the training models set aside.
-    n_iter_no_change : int, default=10
-        Epochs without improvement after which training stops.
-    tol : float, default=1e-4
-        What counts as an improvement of the loss, or of the validation score.
-    warm_start : bool, default=False
-        Go on from the network of the fit before.
     device : str, default="auto"
         ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or
         ``"mps"``. Fitted attributes are CPU arrays whatever the device.
@@ -102,6 +78,8 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
     ----------
     classes_ : ndarray of shape (n_classes,)
         Labels; for multi-label y the label numbers.
+    y_type_ : str
+        ``"binary"``, ``"multiclass"`` or ``"multilabel-indicator"``.
     weight_shape_ : tuple of (int, int)
         The layer's shape, ``(d_out, d_in)``; by name where W holds several, as are the
         attributes from `center_` to `probes_`.
@@ -175,7 +153,7 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
     }
 
     classes_: np.ndarray
-    _task: str
+    y_type_: str
 
     def __init__(
         self,
@@ -184,21 +162,10 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         n_probes: int = 64,
         center: Center = "auto",
         normalize: bool | Literal["auto"] = "auto",
-        solver: Literal["ridge", "adam"] = "ridge",
+        solver: Literal["ridge", "adam"] | Solver = "ridge",
         alphas: Sequence[float] | np.ndarray | None = None,
         class_weight: ClassWeight = None,
         n_components: int | None = 128,
-        projection_dim: int = 128,
-        standardize: bool = True,
-        learning_rate_init: float = 1e-3,
-        max_iter: int = 200,
-        batch_size: int | Literal["auto"] = "auto",
-        alpha: float = 1e-5,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-        tol: float = 1e-4,
-        warm_start: bool = False,
         device: Device = "auto",
         random_state: RandomState = None,
         verbose: int = 0,
@@ -211,17 +178,6 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         self.alphas = alphas
         self.class_weight = class_weight
         self.n_components = n_components
-        self.projection_dim = projection_dim
-        self.standardize = standardize
-        self.learning_rate_init = learning_rate_init
-        self.max_iter = max_iter
-        self.batch_size = batch_size
-        self.alpha = alpha
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.tol = tol
-        self.warm_start = warm_start
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -256,41 +212,55 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
                 "This ProbeXClassifier estimator requires y to be passed, but the "
                 "target y is None."
             )
-        W = self._validate_weights(W, reset=True)
-        task, classes, codes = encode_labels(y, "ProbeXClassifier")
-        check_consistent_length(W, codes)
-        if self._continues() and (task, *classes) != (self._task, *self.classes_):
+        layers = self._read(W, reset=True)
+        coding, codes = encode_labels(y, type(self).__name__)
+        n_models = len(next(iter(layers.values())))
+        check_consistent_length(range(n_models), codes)
+        solver = self._solver()
+        before = self._expert_before(solver)
+        if before is not None:
+            self._check_same_classes(coding)
+        sample_weight = self._weigh_classes(coding, codes)
+        targets = coding.signs(codes)
+        problem = self._pose(layers, partial(coding.task, targets, sample_weight))
+        expert = solver._solve(
+            problem, self._progress, stratify=coding.stratify(codes), before=before
+        )
+        if isinstance(expert, ClosedFormExpert):
+            decisions = expert.loo_predictions
+            expert = expert.scaled(*coding.calibrate(decisions, targets, sample_weight))
+        self._publish(
+            expert,
+            classes_=coding.classes,
+            y_type_=coding.y_type,
+            **solver._attributes(expert),
+        )
+        return self
+
+    def _check_same_classes(self, coding):
+        if (coding.y_type, *coding.classes) != (self.y_type_, *self.classes_):
             raise ValueError(
                 f"warm_start=True goes on with the classes {self.classes_.tolist()}, "
-                f"but y now holds {classes.tolist()}: keep the classes, or set "
+                f"but y now holds {coding.classes.tolist()}: keep the classes, or set "
                 "warm_start=False."
             )
-        sample_weight = None
-        if self.class_weight is not None:
-            weight_of = self.class_weight
-            labels = codes if task == "multilabel" else classes[codes]
-            sample_weight = compute_sample_weight(weight_of, labels)
-            if not (np.all(sample_weight >= 0) and 0 < sample_weight.sum() < np.inf):
-                raise ValueError(
-                    f"class_weight={weight_of!r}: weights must not be negative, NaN or "
-                    "infinite, nor all be zero."
-                )
-        targets = to_signs(task, codes, len(classes))
-        expert = self._fit_expert(
-            W,
-            targets,
-            task,
-            stratify=None if task == "multilabel" else codes,
-            sample_weight=sample_weight,
-        )
-        calibration = ()
-        if self.solver == "ridge":
-            decisions = expert.loo_predictions
-            calibration = fit_log_odds(task, decisions, targets, sample_weight)
-        self.classes_ = classes
-        self._task = task
-        self._publish(expert, *calibration)
-        return self
+
+    def _weigh_classes(self, coding, codes):
+        """Weight of each model by the class weights, or None."""
+        if self.class_weight is None:
+            return None
+        weight_of = self.class_weight
+        sample_weight = compute_sample_weight(weight_of, coding.name_codes(codes))
+        if not (np.all(sample_weight >= 0) and 0 < sample_weight.sum() < np.inf):
+            raise ValueError(
+                f"class_weight={weight_of!r}: weights must not be negative, NaN or "
+                "infinite, nor all be zero."
+            )
+        return sample_weight
+
+    @property
+    def _coding(self):
+        return CODINGS[self.y_type_](self.classes_)
 
     def decision_function(self, W: WeightsLike) -> np.ndarray:
         """Compute log-odds: positive where a label is predicted.
@@ -307,7 +277,7 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
             is their sigmoid (softmax for three classes and more).
         """
         outputs = self._run_expert(W, "predict")
-        return outputs[:, 0] if self._task == "binary" else outputs
+        return self._coding.squeeze(outputs)
 
     def predict(self, W: WeightsLike) -> np.ndarray:
         """Predict the label, or labels, of each model.
@@ -323,11 +293,7 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
             Members of `classes_`, or an indicator matrix.
         """
         decisions = self.decision_function(W)
-        if self._task == "multilabel":
-            return (decisions > 0).astype(np.int64)
-        if self._task == "binary":
-            return self.classes_[(decisions > 0).astype(np.int64)]
-        return self.classes_[decisions.argmax(axis=1)]
+        return self._coding.decide(decisions)
 
     def predict_proba(self, W: WeightsLike) -> np.ndarray:
         """Predict probabilities.
@@ -348,11 +314,7 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
             of its label.
         """
         decisions = self.decision_function(W)
-        if self._task == "multilabel":
-            return expit(decisions)
-        if self._task == "binary":
-            return np.column_stack([expit(-decisions), expit(decisions)])
-        return softmax(decisions, axis=1)
+        return self._coding.probabilities(decisions)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

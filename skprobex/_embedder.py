@@ -1,6 +1,7 @@
 """ProbeXEmbedder."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -8,30 +9,28 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.validation import check_is_fitted
+from torch.nn.functional import normalize as unit_rows
 
-from ._base import all_or_nothing
+from ._base import BaseProbeX, all_or_nothing
 from ._registry import saved
 from ._sklearn import _fit_context
-from ._solvers import DEFAULT_N_COMPONENTS, BaseProbeX
 from ._typing import Center, Device, RandomState, Self, TextEncoder, Views
 from .probing.device import (
     as_array,
     as_tensor,
-    resolve_device,
     solver_device,
     to_arrays,
 )
-from .probing.naming import Naming, unit_rows
-from .probing.ridge.expert import fit_unsupervised
-from .targets._labels import to_signs
-from .targets._text_space import TextSpace, are_texts, check_vectors, encode_labels
+from .probing.ridge.expert import ClosedFormExpert, fit_unsupervised
+from .probing.tasks import Names
+from .solvers import Ridge, Solver
+from .solvers._adam import DEFAULT_N_COMPONENTS
+from .targets._text_space import TextSpace, are_texts, check_vectors, number_texts
 from .targets._texts import check_texts, encode_texts, encoder_name
 from .weights import WeightsLike
 
 # What models are compared by when nothing says what to look for.
 UNSUPERVISED_VIEWS = ("log_xtx", "log_xxt")
-# Attributes that a fit without texts does not have.
-_OF_TEXTS = ("labels_", "label_vectors_", "label_scores_", "text_space_")
 
 
 @saved
@@ -80,34 +79,6 @@ default="sentence-transformers/all-MiniLM-L6-v2"
     n_components : int or None, default=None
         Dimensions of the embedding. None: those of the text vectors (128 without
         texts); at most as many principal directions with ``solver="ridge"``.
-    learn_temperature : bool, default=True
-        With ``solver="adam"``, learn the temperature of the contrastive loss. False
-        keeps it at one, as published: then the loss cannot fall far below the logarithm
-        of the number of texts.
-    projection_dim : int, default=128
-        Rows of the projection that all probes share (r_V). Only with
-        ``solver="adam"``, as are the parameters below down to `warm_start`.
-    standardize : bool, default=True
-        Standardise every model's probed views before the projection.
-    learning_rate_init : float, default=1e-3
-        Adam's step size.
-    max_iter : int, default=200
-        Epochs at most.
-    batch_size : int or "auto", default="auto"
-        Models in a training step; ``"auto"`` is ``min(128, n_models)``.
-    alpha : float, default=1e-5
-        Weight decay: an L2 penalty on all weights of the network.
-    early_stopping : bool, default=False
-        Set `validation_fraction` of the training models aside, stop when their score
-        no longer improves, and keep the weights of the best epoch.
-    validation_fraction : float, default=0.1
-        Share of the training models set aside.
-    n_iter_no_change : int, default=10
-        Epochs without improvement after which training stops.
-    tol : float, default=1e-4
-        What counts as an improvement of the loss, or of the validation score.
-    warm_start : bool, default=False
-        Go on from the network of the fit before, with the same texts.
     device : str, default="auto"
         As in `ProbeXClassifier`.
     random_state : int, RandomState instance or None, default=None
@@ -197,7 +168,6 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         "text_encoder": "no_validation",
         "prompt": [str],
         **BaseProbeX._parameter_constraints,
-        "learn_temperature": ["boolean"],
     }
 
     def __init__(
@@ -209,21 +179,9 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         n_probes: int = 64,
         center: Center = "auto",
         normalize: bool | Literal["auto"] = "auto",
-        solver: Literal["ridge", "adam"] = "ridge",
+        solver: Literal["ridge", "adam"] | Solver = "ridge",
         alphas: Sequence[float] | np.ndarray | None = None,
         n_components: int | None = None,
-        learn_temperature: bool = True,
-        projection_dim: int = 128,
-        standardize: bool = True,
-        learning_rate_init: float = 1e-3,
-        max_iter: int = 200,
-        batch_size: int | Literal["auto"] = "auto",
-        alpha: float = 1e-5,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-        tol: float = 1e-4,
-        warm_start: bool = False,
         device: Device = "auto",
         random_state: RandomState = None,
         verbose: int = 0,
@@ -237,18 +195,6 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         self.solver = solver
         self.alphas = alphas
         self.n_components = n_components
-        self.learn_temperature = learn_temperature
-        self.projection_dim = projection_dim
-        self.standardize = standardize
-        self.learning_rate_init = learning_rate_init
-        self.max_iter = max_iter
-        self.batch_size = batch_size
-        self.alpha = alpha
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.tol = tol
-        self.warm_start = warm_start
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -279,65 +225,62 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         ImportError, OSError
             If the text encoder cannot be loaded.
         """
-        W = self._validate_weights(W, reset=True)
-        before: Any = getattr(self, "labels_", None)
-        for name in _OF_TEXTS:
-            self.__dict__.pop(name, None)
+        layers = self._read(W, reset=True)
+        solver = self._solver()
         if y is None:
-            return self._fit_unsupervised(W)
-        labels, vectors, codes = encode_labels(y, self._encode)
-        check_consistent_length(W, codes)
-        if self._continues() and not np.array_equal(labels, before):
+            return self._fit_unsupervised(layers, solver)
+        labels, vectors, codes = number_texts(y, self._encode)
+        n_models = len(next(iter(layers.values())))
+        check_consistent_length(range(n_models), codes)
+        before = self._expert_before(solver)
+        if before is not None and not np.array_equal(labels, self.labels_):
             raise ValueError(
                 "warm_start=True goes on with the texts of the fit before, but y holds "
                 "others: keep the texts, or set warm_start=False."
             )
-        task = Naming(
-            torch.from_numpy(vectors).to(solver_device(resolve_device(self.device))),
-            torch.from_numpy(codes),
-            self.n_components,
-        )
-        task.labels = task.labels.to(task.vectors.device)
-        is_closed = self.solver == "ridge"
-        options = {}
-        targets = np.zeros((len(codes), 1))  # the closed form has its own
-        if not is_closed:
-            targets = to_signs("multiclass", codes, len(labels))
-            options = {
-                "text_vectors": as_tensor(vectors, torch.float32, "cpu"),
-                "learn_temperature": self.learn_temperature,
-            }
-        expert = self._fit_expert(W, targets, task, stratify=None, **options)
-        self._publish(expert)
+        problem = self._pose(layers, partial(self._task, vectors, codes))
+        expert = solver._solve(problem, self._progress, before=before)
         space = TextSpace(labels, vectors, expert.text_side)
-        self._n_features_out = len(expert.intercept)
-        if is_closed:
+        attributes = {}
+        if isinstance(expert, ClosedFormExpert):
             accuracy = space.calibrate(codes)
-            self.label_scores_ = {"accuracy": accuracy, "chance": 1 / len(labels)}
+            scores = {"accuracy": accuracy, "chance": 1 / len(labels)}
+            attributes = {"label_scores_": scores}
         else:
             space.temperature = float(np.exp(-expert.state["head.log_scale"]))
-        self.text_space_ = space
-        self.labels_, self.label_vectors_ = labels, vectors
+        self._publish(
+            expert,
+            text_space_=space,
+            labels_=labels,
+            label_vectors_=vectors,
+            **attributes,
+            **solver._attributes(expert),
+        )
+        self._n_features_out = len(expert.intercept)
         return self
 
-    def _fit_unsupervised(self, W):
-        if self.solver == "adam":
+    def _task(self, vectors, codes, device):
+        device = solver_device(device)
+        vectors = as_tensor(vectors, torch.float64, device)
+        return Names.of(vectors, torch.from_numpy(codes).to(device), self.n_components)
+
+    def _fit_unsupervised(self, layers, solver):
+        if not isinstance(solver, Ridge):
             raise ValueError(
-                "solver='adam' aligns models with texts, and needs y: pass a text for "
-                "each model, or use solver='ridge'."
+                "A network aligns models with texts, and needs y: pass a text for each "
+                "model, or use solver='ridge'."
             )
-        device, _, _, generator = self._start_fit(W)
-        views = self._check_views()
-        expert = fit_unsupervised(
-            self._open_layers(W, device, generator),
+        views, normalize = self._check_views(), self.normalize
+        problem = self._pose(
+            layers,
             views=UNSUPERVISED_VIEWS if views == "auto" else views,
-            normalize=True if self.normalize == "auto" else self.normalize,
-            n_probes=self._clip_probes(W),
+            normalize=True if normalize == "auto" else normalize,
             n_components=self.n_components or DEFAULT_N_COMPONENTS,
-            generator=generator,
         )
-        self._publish(to_arrays(expert))
-        del self.alpha_
+        expert = to_arrays(fit_unsupervised(problem))
+        attributes = solver._attributes(expert)
+        del attributes["alpha_"]
+        self._publish(expert, **attributes)
         return self
 
     def _encode(self, texts):
@@ -359,9 +302,8 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         """
         if not hasattr(self, "labels_"):
             return super().transform(W)
-        embeddings = self._run_expert(
-            W, "predict" if self.solver == "ridge" else "transform"
-        )
+        is_closed = isinstance(self.expert_, ClosedFormExpert)
+        embeddings = self._run_expert(W, "predict" if is_closed else "transform")
         return as_array(unit_rows(torch.from_numpy(embeddings)))
 
     def encode_text(self, texts: ArrayLike) -> np.ndarray:

@@ -1,6 +1,7 @@
 """ProbeXRegressor."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -8,12 +9,12 @@ from numpy.typing import ArrayLike
 from sklearn.base import RegressorMixin
 from sklearn.utils import Tags, check_consistent_length
 
-from ._base import all_or_nothing
+from ._base import BaseProbeX, all_or_nothing
 from ._registry import saved
 from ._sklearn import _fit_context
-from ._solvers import BaseProbeX
 from ._typing import Center, Device, RandomState, Self, Views
-from .targets._labels import check_numbers, standardize
+from .solvers import Solver
+from .targets._labels import check_numbers, number_task, standardize
 from .weights import WeightsLike
 
 
@@ -52,30 +53,6 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         Width of the representation that `transform` returns. With ``solver="ridge"``
         principal directions of the probed features (None: the features themselves);
         with ``solver="adam"`` the encoder (the paper's r_T; None: 128).
-    projection_dim : int, default=128
-        Rows of the projection that all probes share (r_V). Only with
-        ``solver="adam"``, as are the parameters below down to `warm_start`.
-    standardize : bool, default=True
-        Standardise every model's probed views before the projection.
-    learning_rate_init : float, default=1e-3
-        Adam's step size.
-    max_iter : int, default=200
-        Epochs at most.
-    batch_size : int or "auto", default="auto"
-        Models in a training step; ``"auto"`` is ``min(128, n_models)``.
-    alpha : float, default=1e-5
-        Weight decay: an L2 penalty on all weights of the network.
-    early_stopping : bool, default=False
-        Set `validation_fraction` of the training models aside, stop when their score
-        no longer improves, and keep the weights of the best epoch.
-    validation_fraction : float, default=0.1
-        Share of the training models set aside.
-    n_iter_no_change : int, default=10
-        Epochs without improvement after which training stops.
-    tol : float, default=1e-4
-        What counts as an improvement of the loss, or of the validation score.
-    warm_start : bool, default=False
-        Go on from the network of the fit before.
     device : str, default="auto"
         ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or
         ``"mps"``. Fitted attributes are CPU arrays whatever the device.
@@ -165,20 +142,9 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         n_probes: int = 64,
         center: Center = "auto",
         normalize: bool | Literal["auto"] = "auto",
-        solver: Literal["ridge", "adam"] = "ridge",
+        solver: Literal["ridge", "adam"] | Solver = "ridge",
         alphas: Sequence[float] | np.ndarray | None = None,
         n_components: int | None = 128,
-        projection_dim: int = 128,
-        standardize: bool = True,
-        learning_rate_init: float = 1e-3,
-        max_iter: int = 200,
-        batch_size: int | Literal["auto"] = "auto",
-        alpha: float = 1e-5,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-        tol: float = 1e-4,
-        warm_start: bool = False,
         device: Device = "auto",
         random_state: RandomState = None,
         verbose: int = 0,
@@ -190,17 +156,6 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         self.solver = solver
         self.alphas = alphas
         self.n_components = n_components
-        self.projection_dim = projection_dim
-        self.standardize = standardize
-        self.learning_rate_init = learning_rate_init
-        self.max_iter = max_iter
-        self.batch_size = batch_size
-        self.alpha = alpha
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.tol = tol
-        self.warm_start = warm_start
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -235,19 +190,20 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
                 "This ProbeXRegressor estimator requires y to be passed, but the "
                 "target y is None."
             )
-        W = self._validate_weights(W, reset=True)
+        layers = self._read(W, reset=True)
         y = check_numbers(y)
-        check_consistent_length(W, y)
+        n_models = len(next(iter(layers.values())))
+        check_consistent_length(range(n_models), y)
         targets, mean, std = standardize(y)
-        expert = self._fit_expert(
-            W,
-            targets,
-            "regression",
-            stratify=None,
-            target_scale=(std, mean),
-        )
+        solver = self._solver()
+        before = self._expert_before(solver)
+        if before is not None:
+            before = before.scaled(1 / std, -mean / std)
+        problem = self._pose(layers, partial(number_task, targets))
+        expert = solver._solve(problem, self._progress, before=before)
+        expert = expert.scaled(std, mean)
+        self._publish(expert, **solver._attributes(expert))
         self._has_one_target = y.ndim == 1
-        self._publish(expert, std, mean)
         return self
 
     def predict(self, W: WeightsLike) -> np.ndarray:

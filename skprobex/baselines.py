@@ -18,11 +18,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._base import all_or_nothing
 from ._documented import Documented
+from ._reading import ReadsWeights
 from ._registry import saved
 from ._typing import Numbers, Self
-from .probing.deltas import as_dense
+from .probing.batches import as_dense
 from .saving._save_load import Saveable
-from .weights import validate_weights
 
 __all__ = [
     "FlatDeltas",
@@ -51,6 +51,7 @@ def check_range(rows):
 
 class _WeightsTransformer(
     Saveable,
+    ReadsWeights,
     Documented,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
@@ -86,7 +87,7 @@ class _Statistics(_WeightsTransformer):
         self : object
             The fitted transformer.
         """
-        weights = validate_weights(self, X, reset=True)
+        weights = self._read_layer(X, reset=True)
         for _ in dense_batches(weights):
             pass  # reading a batch is what finds NaN and infinity
         return self
@@ -105,7 +106,7 @@ class _Statistics(_WeightsTransformer):
             Float64 if X is, else float32.
         """
         check_is_fitted(self)
-        weights = validate_weights(self, X, reset=False)
+        weights = self._read_layer(X, reset=False)
         with np.errstate(over="ignore", invalid="ignore"):
             rows = [self._describe(batch.numpy()) for batch in dense_batches(weights)]
         return check_range(np.concatenate(rows))
@@ -311,7 +312,7 @@ class FlatDeltas(_WeightsTransformer):
         self : object
             The fitted transformer.
         """
-        weights = validate_weights(self, X, reset=True)
+        weights = self._read_layer(X, reset=True)
         total = sum(batch.double().sum(0) for batch in dense_batches(weights))
         center = total / len(weights)
         energy = sum(
@@ -339,7 +340,7 @@ class FlatDeltas(_WeightsTransformer):
             Float64 if X is, else float32.
         """
         check_is_fitted(self)
-        weights = validate_weights(self, X, reset=False)
+        weights = self._read_layer(X, reset=False)
         # The batches know the layer's dtype; the centre follows them.
         rows = []
         for batch in dense_batches(weights):

@@ -144,7 +144,7 @@ def _tensors(layer, W, i):
 
 def _factors(W, i):
     """Return ``B`` with its scale and ``A`` of a low-rank model, or None."""
-    if getattr(W, "is_low_rank", False) or type(W).__name__ == "LowRankWeights":
+    if getattr(W, "is_low_rank", False):
         batch = next(iter(W[i : i + 1].batches(torch.device("cpu"))))
         b, a = batch.B[0], batch.A[0]
         return b.contiguous().clone(), a.contiguous().clone()

@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Self
 from ..probing.ridge.expert import ClosedFormExpert
-from ..probing.views import MATRIX_VIEWS
+from ..weights._validation import ONLY
 from ._axes import get_axes
 
 if TYPE_CHECKING:
@@ -136,13 +136,14 @@ class ProbeImportanceDisplay:
         if side not in BASES:
             raise ValueError(f"side={side!r}: expected one of {tuple(BASES)}.")
         names = [known.name for known in expert.layers]
-        if layer not in names:
-            expected = f"one of {names}" if names != [None] else "None: it has one"
+        name = ONLY if layer is None else layer
+        if name not in names:
+            expected = f"one of {names}" if names != [ONLY] else "None: it has one"
             raise ValueError(f"layer={layer!r}: expected {expected}.")
-        coef = expert.coef
+        rows = list(range(len(expert.coef)))
         if output is not None:
-            coef = coef[[_find_output(estimator, output, len(coef))]]
-        importances = dimension_importances(expert, coef, BASES[side], layer)
+            rows = [_find_output(estimator, output, len(rows))]
+        importances = expert.sensitivities(rows, BASES[side], name)
         if not importances:
             raise ValueError(
                 f"None of the views in use looks at the {side}s of the layer: "
@@ -207,82 +208,3 @@ def _find_output(estimator, output, n_outputs):
     if output not in labels:
         raise ValueError(f"output={output!r}: expected one of {labels}.")
     return labels.index(output)
-
-
-def dimension_importances(expert, coef, basis, layer_name):
-    """Squared sensitivities of decisions to each dimension of a layer.
-
-    Parameters
-    ----------
-    expert : ClosedFormExpert
-        Of arrays.
-    coef : ndarray of shape (n_outputs, n_features)
-        Some of its coefficients.
-    basis : {"left", "right"}
-        The outputs or the inputs of the layer.
-    layer_name : str or None
-
-    Returns
-    -------
-    dict of str to ndarray of shape (d,)
-        Views that do not look at this side are left out.
-    """
-    importances, start, total = {}, 0, 0.0
-    for layer in expert.layers:
-        for view, share in zip(layer.views, layer.shares, strict=True):
-            width = count_features(view)
-            block = coef[:, start : start + width].astype(np.float64) * share**0.5
-            start += width
-            total += np.square(block).sum()
-            if layer.name != layer_name or view.left is None:
-                continue
-            sides = MATRIX_VIEWS[view.name]
-            matrices = coefficient_matrices(view, block)  # (n_outputs, p, q)
-            if sides.left == basis:
-                moments, probes = (
-                    np.einsum("tpk,tqk->pq", matrices, matrices),
-                    view.left,
-                )
-            elif sides.right == basis:
-                moments = np.einsum("tkp,tkq->pq", matrices, matrices)
-                probes = view.right
-            else:
-                continue
-            importances[view.name] = ((probes @ moments) * probes).sum(axis=1)  # (d,)
-    return {name: values / (total or 1.0) for name, values in importances.items()}
-
-
-def count_features(view):
-    """Count the features of a probed view."""
-    if view.left is None:
-        return view.length + 1
-    n_left, n_right = view.left.shape[1], view.right.shape[1]
-    if MATRIX_VIEWS[view.name].symmetric:
-        return n_left * (n_left + 1) // 2
-    return n_left * n_right
-
-
-def coefficient_matrices(view, coef):
-    """Put coefficients on ``vec(U^T M V)`` back into matrices C.
-
-    Parameters
-    ----------
-    view : ProbedView
-        A matrix view.
-    coef : ndarray of shape (n_outputs, n_features)
-
-    Returns
-    -------
-    ndarray of shape (n_outputs, n_probes, n_probes)
-        Such that ``coef @ vec(U^T M V)`` is ``<C, U^T M V>``.
-    """
-    n_left, n_right = view.left.shape[1], view.right.shape[1]
-    if not MATRIX_VIEWS[view.name].symmetric:
-        return coef.reshape(-1, n_left, n_right)
-    rows, columns = np.triu_indices(n_left)
-    # Off the diagonal a feature is sqrt(2) times its entry, which C holds twice.
-    halves = np.where(rows == columns, 1.0, 0.5**0.5) * coef
-    matrices = np.zeros((len(coef), n_left, n_left), dtype=coef.dtype)
-    matrices[:, rows, columns] = halves
-    matrices[:, columns, rows] = halves
-    return matrices

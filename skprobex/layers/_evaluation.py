@@ -6,21 +6,20 @@ from dataclasses import dataclass
 
 import joblib
 import numpy as np
-import torch
-from sklearn.base import BaseEstimator, is_regressor
+from sklearn.base import is_regressor
 from sklearn.model_selection import cross_validate
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_memory
 
 from .._base import DEFAULT_ALPHAS
 from .._version import __version__
-from ..probing.deltas import DecomposedDeltas, mean_weights
-from ..probing.device import as_tensor, make_generator, resolve_device, solver_device
-from ..probing.ridge.probes import fit_features
-from ..probing.ridge.selection import Ridges, candidate_views
-from ..probing.spectral import draw_sketch
-from ..targets._labels import check_numbers, encode_targets, standardize
-from ..weights import LayerWeights, validate_weights
+from ..probing.deltas import DecomposedDeltas
+from ..probing.device import make_generator, resolve_device
+from ..probing.ridge.choice import Block, fit_blocks
+from ..probing.ridge.probes import fit_features, list_candidates
+from ..targets._labels import check_numbers, encode_task, number_task, standardize
+from ..weights import LayerWeights
+from ..weights._validation import as_weights, naming_layer
 
 # A lazy layer of at most so many bytes is read once for all folds; of a larger one,
 # each fold reads what it needs.
@@ -64,10 +63,8 @@ class CrossValidation:
         if isinstance(layer, LayerWeights) and layer.nbytes <= LOAD_BYTES:
             layer = layer.load()
         if self.error_score == "raise":
-            try:
+            with naming_layer(name):
                 return self._score_folds(layer, "raise"), 0, ""
-            except ValueError as error:
-                raise type(error)(f"Layer {name!r}: {error}") from error
         keys = [f"test_{metric}" for metric in self.scorers]
         n_splits = len(self.splits)
         try:
@@ -105,13 +102,11 @@ class QuickLook:
 
     Attributes
     ----------
-    task : one of ``probing.tasks.TASKS``
-    targets : ndarray of shape (n_models, n_targets)
+    task : Task
     device : str
     """
 
-    task: str
-    targets: np.ndarray
+    task: object
     device: object
 
     @classmethod
@@ -120,16 +115,17 @@ class QuickLook:
 
         Integers are numbers to a regressor, and labels to all others.
         """
-        if is_regressor(estimator):
-            task, targets = "regression", standardize(check_numbers(y))[0]
-        else:
-            task, targets = encode_targets(y, "LayerSearchCV(prefilter=...)")
         devices = [
             value
             for name, value in estimator.get_params().items()
             if name.split("__")[-1] == "device"
         ]
-        return cls(task, targets, devices[0] if devices else "auto")
+        device = devices[0] if devices else "auto"
+        if is_regressor(estimator):
+            targets = standardize(check_numbers(y))[0]
+            return cls(number_task(targets, resolve_device(device)), device)
+        name = "LayerSearchCV(prefilter=...)"
+        return cls(encode_task(y, name, resolve_device(device)), device)
 
     def __call__(self, name, layer):
         """Fit the quick look.
@@ -140,21 +136,16 @@ class QuickLook:
             Score (label accuracy, or R^2) and minus the error, which decides between
             equal scores.
         """
-        try:
-            weights = validate_weights(BaseEstimator(), layer, reset=True)
-            device, dtype = resolve_device(self.device), weights.compute_dtype
-            generator = make_generator(0)
-            is_delta = weights.is_low_rank
-            center = None if is_delta else mean_weights(weights, device, dtype)
-            sketch = draw_sketch(*weights.lifted_shape[1:], generator, dtype, device)
-            deltas = DecomposedDeltas(weights, center, sketch, device, dtype)
-            candidates = candidate_views(QUICK_VIEWS, True)
+        with naming_layer(name):
+            weights = as_weights(layer, min_models=2)
+            device, generator = resolve_device(self.device), make_generator(0)
+            deltas = DecomposedDeltas.open(
+                weights, "auto", device, weights.compute_dtype, generator
+            )
+            candidates = list_candidates(QUICK_VIEWS, True)
             _, features = fit_features(deltas, candidates, QUICK_PROBES, generator)
-        except ValueError as error:
-            raise type(error)(f"Layer {name!r}: {error}") from error
-        targets = as_tensor(self.targets, torch.float64, solver_device(device))
-        ridges = Ridges(features, targets, self.task, DEFAULT_ALPHAS)
-        return max(ridges.fit((i,)).rank for i in range(len(candidates)))
+        blocks = [Block((0, i), name, [], True, own) for i, own in enumerate(features)]
+        return max(fit_blocks([b], self.task, DEFAULT_ALPHAS).rank for b in blocks)
 
 
 @dataclass

@@ -12,11 +12,13 @@ from .._base import BaseExpert, all_or_nothing
 from .._registry import saved
 from .._sklearn import Interval, _fit_context
 from .._typing import Center, Device, RandomState, Self, Views
-from ..probing.device import as_tensor, to_arrays
-from ..targets._labels import encode_targets
-from ..weights import (
+from ..probing.device import resolve_device, to_arrays
+from ..probing.ridge.expert import fit_ridge
+from ..solvers._ridge import closed_form_attributes
+from ..targets._labels import encode_task
+from ..weights import WeightsLike
+from ..weights._validation import (
     Layers,
-    WeightsLike,
     holds_several,
     layer_names,
     take_layers,
@@ -177,30 +179,16 @@ class LayerFusion(BaseExpert):
                 f"weights by layer name, got {type(W).__name__}."
             )
         W = take_layers(W, match_layers(layer_names(W), self.layers))
-        W = self._validate_weights(W, reset=True)
-        task, targets = encode_targets(y, type(self).__name__)
-        check_consistent_length(W, targets)
-        device, dtype, _, generator = self._start_fit(W)
-        expert = self._fit_closed_form(
-            W,
-            as_tensor(targets, dtype, device),
-            task,
-            device=device,
-            generator=generator,
-            views=self._check_views(),
-            normalize=self.normalize,
-            n_components=self.n_components,
-            n_layers=self.n_layers,
-        )
-        self._publish(to_arrays(expert))
+        layers = self._read(W, reset=True)
+        task = encode_task(y, type(self).__name__, resolve_device(self.device))
+        n_models = len(next(iter(layers.values())))
+        check_consistent_length(range(n_models), task.targets)
+        problem = self._pose(layers, lambda device: task, n_layers=self.n_layers)
+        with self._progress(problem.n_decomposed, "model") as bar:
+            expert = to_arrays(fit_ridge(problem, bar.update))
+        weights = {layer.name: float(sum(layer.shares)) for layer in expert.layers}
+        self._publish(expert, layer_weights_=weights, **closed_form_attributes(expert))
         return self
-
-    def _publish(self, expert):
-        super()._publish(expert)
-        self._publish_alpha(expert)
-        self.layer_weights_ = {
-            layer.name: float(sum(layer.shares)) for layer in expert.layers
-        }
 
     def transform(self, W: WeightsLike) -> np.ndarray:
         """Compute the joined features.

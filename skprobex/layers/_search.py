@@ -29,7 +29,7 @@ from .._typing import Scoring, Self
 from ..exceptions import MissingLayerError
 from ..saving._save_load import Saveable
 from ..targets._labels import check_is_array
-from ..weights import (
+from ..weights._validation import (
     Layers,
     WeightsLike,
     holds_several,

@@ -1,10 +1,15 @@
-"""Batches of weights in files, worked on wherever joblib was told to.
+"""Batches of weights: what they are, and working on them wherever joblib was told to.
+
+A batch is a tensor ``(b, d_out, d_in)``, or a `LowRankBatch`; only the functions here,
+and those that decompose, tell them apart.
 
 What a fit does with weights is a map over batches and a reduction in their order. In
 its own process a batch comes after the other. Under ``joblib.parallel_config`` with
 several workers, each reads and works on batches of its own, and what comes back is
 reduced here in the same order: the batches are the same, and so is the result.
 """
+
+from typing import NamedTuple
 
 import joblib
 import torch
@@ -14,6 +19,79 @@ from .device import as_array, as_tensor
 
 # Batches given out at once, for each worker: what is held is bounded by them.
 BATCHES_AHEAD = 2
+
+
+class LowRankBatch(NamedTuple):
+    """Models whose weights are the products ``B @ A``, scale included.
+
+    Smaller ranks are padded with zeros.
+    """
+
+    B: torch.Tensor  # (b, d_out, r)
+    A: torch.Tensor  # (b, r, d_in)
+
+    def dense(self):
+        """Form the products, ``(b, d_out, d_in)``."""
+        return self.B @ self.A
+
+
+def as_dense(batch):
+    """Turn a batch of either kind into a tensor ``(b, d_out, d_in)``."""
+    return batch.dense() if isinstance(batch, LowRankBatch) else batch
+
+
+def subtract(batch, center):
+    """Centre a batch; a product less a dense centre is low-rank no more."""
+    return batch if center is None else as_dense(batch) - center
+
+
+def count_models(batch):
+    """Count the models of a batch of either kind."""
+    return len(batch[0]) if isinstance(batch, tuple) else len(batch)
+
+
+def take(batch, models):
+    """Take some models of a batch of either kind."""
+    if isinstance(batch, tuple):
+        return type(batch)(*(factor[models] for factor in batch))
+    return batch[models]
+
+
+def sizes_of(batch):
+    """A number that tells models apart: their norms, or products of their factors'.
+
+    Rows are measured in the dtype of the batch, and added up in float64: models that
+    differ little have different sizes.
+
+    Parameters
+    ----------
+    batch : Tensor of shape (b, d_out, d_in), or LowRankBatch
+
+    Returns
+    -------
+    Tensor of shape (b,)
+    """
+    sizes = 1.0
+    for part in batch if isinstance(batch, LowRankBatch) else (batch,):
+        rows = torch.linalg.vector_norm(part, dim=2).cpu().double()  # (b, d)
+        sizes = sizes * torch.linalg.vector_norm(rows, dim=1)
+    return sizes
+
+
+def sum_models(batch):
+    """Sum a batch of either kind over its models, ``(d_out, d_in)``."""
+    first = batch[0]
+    # MPS has no float64.
+    wide = first.dtype if first.device.type == "mps" else torch.float64
+    if isinstance(batch, LowRankBatch):
+        # One product sums all models: their ranks, side by side.
+        B = batch.B.to(wide).permute(1, 0, 2).flatten(1)  # (d_out, b * r)
+        return B @ batch.A.to(wide).flatten(0, 1)
+    # One by one: a sum that widens as it goes takes twenty times as long.
+    total = torch.zeros_like(first, dtype=wide)
+    for model in batch:
+        total += model
+    return total
 
 
 def map_batches(function, weights, device, dtype, *constants):
@@ -40,7 +118,7 @@ def map_batches(function, weights, device, dtype, *constants):
         If the device has no memory for a single model.
     """
     n_workers = count_workers() if device.type == "cpu" else 1
-    if n_workers == 1 or not hasattr(weights, "shards"):
+    if n_workers == 1 or not weights.is_lazy:
         for batch in weights.batches(device, dtype):
             results = apply_in_parts(function, batch, constants)
             # Let go of it before room is made for another.
@@ -85,18 +163,6 @@ def apply_in_parts(function, batch, constants):
         for half in halves
         for result in apply_in_parts(function, take(batch, half), constants)
     ]
-
-
-def count_models(batch):
-    """Count the models of a batch of either kind."""
-    return len(batch[0]) if isinstance(batch, tuple) else len(batch)
-
-
-def take(batch, models):
-    """Take some models of a batch of either kind."""
-    if isinstance(batch, tuple):
-        return type(batch)(*(factor[models] for factor in batch))
-    return batch[models]
 
 
 def read_and_apply(function, shard, dtype, arrays):

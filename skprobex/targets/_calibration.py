@@ -8,12 +8,11 @@ from scipy.special import expit, softmax
 MIN_SLOPE = 1e-2
 
 
-def fit_log_odds(task, decisions, targets, sample_weight=None):
-    """Fit the affine map from decision values to log-odds.
+def fit_sigmoids(decisions, targets, sample_weight=None):
+    """Fit the affine maps from decision values to log-odds, column by column.
 
     Parameters
     ----------
-    task : {"binary", "multilabel", "multiclass"}
     decisions, targets : ndarray of shape (n_models, n_targets)
         Targets are -1 and 1.
     sample_weight : ndarray of shape (n_models,), optional
@@ -24,10 +23,6 @@ def fit_log_odds(task, decisions, targets, sample_weight=None):
     """
     if sample_weight is None:
         sample_weight = np.ones(len(decisions))
-    n_targets = decisions.shape[1]
-    if task == "multiclass":
-        slope = _fit_temperature(decisions, targets.argmax(axis=1), sample_weight)
-        return np.full(n_targets, slope), np.zeros(n_targets)
     columns = zip(decisions.T, targets.T > 0, strict=True)
     fitted = [_fit_sigmoid(*column, sample_weight) for column in columns]
     return tuple(np.array(fitted).T)
@@ -87,11 +82,24 @@ def _newton(columns, targets, shares, parameters, fixed=0.0):
     return parameters
 
 
-def _fit_temperature(decisions, classes, sample_weight):
+def fit_temperature(decisions, classes, sample_weight=None):
     """Temperature scaling (Guo et al., 2017): ``P = softmax(slope * decisions)``.
 
     One slope for all classes: the predicted class stays the same.
+
+    Parameters
+    ----------
+    decisions : ndarray of shape (n_models, n_classes)
+    classes : ndarray of int, shape (n_models,)
+    sample_weight : ndarray of shape (n_models,), optional
+
+    Returns
+    -------
+    float
+        The slope.
     """
+    if sample_weight is None:
+        sample_weight = np.ones(len(decisions))
     n_samples, n_classes = decisions.shape
     # A small vote for every other class keeps the slope finite.
     smoothing = 1 / (sample_weight.sum() + n_classes)

@@ -1,13 +1,138 @@
 """What kind of targets these are, and the numbers that a solver fits."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from numbers import Number
 
 import numpy as np
+import torch
 from scipy.sparse import issparse
+from scipy.special import expit, softmax
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
+
+from ..probing.device import as_tensor, solver_device
+from ..probing.tasks import Classes, Labels, Numbers
+from ._calibration import fit_sigmoids, fit_temperature
+
+
+class Coding(ABC):
+    """How labels are numbers to a solver, and decisions labels again.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (n_classes,)
+
+    Attributes
+    ----------
+    y_type : str
+        What scikit-learn's ``type_of_target`` calls such y.
+    """
+
+    y_type: str
+    task_class: type = Labels
+
+    def __init__(self, classes):
+        self.classes = classes
+
+    @abstractmethod
+    def signs(self, codes):
+        """Targets of -1 and 1 of numbered labels, ``(n_models, n_outputs)``."""
+
+    @abstractmethod
+    def decide(self, decisions):
+        """Labels that decision values stand for."""
+
+    @abstractmethod
+    def probabilities(self, decisions):
+        """Probabilities that log-odds stand for, a column for each class or label."""
+
+    def squeeze(self, outputs):
+        """Decision values as scikit-learn has them."""
+        return outputs
+
+    def calibrate(self, decisions, targets, sample_weight):
+        """Slope and offset that turn decision values into log-odds."""
+        return fit_sigmoids(decisions, targets, sample_weight)
+
+    def name_codes(self, codes):
+        """Labels of numbers, as class weights are looked up."""
+        return self.classes[codes]
+
+    def stratify(self, codes):
+        """What early stopping splits evenly, or None."""
+        return codes
+
+    def task(self, targets, weight, device):
+        """Make the core's task, in float64 on a device that has it."""
+        return self.task_class(
+            _as_double(targets, device),
+            None if weight is None else _as_double(weight, device),
+        )
+
+
+class TwoClasses(Coding):
+    """One column: positive means the second class."""
+
+    y_type = "binary"
+
+    def signs(self, codes):
+        return 2.0 * codes[:, None] - 1.0
+
+    def squeeze(self, outputs):
+        return outputs[:, 0]
+
+    def decide(self, decisions):
+        return self.classes[(decisions > 0).astype(np.int64)]
+
+    def probabilities(self, decisions):
+        return np.column_stack([expit(-decisions), expit(decisions)])
+
+
+class ManyClasses(Coding):
+    """A column for each class: the largest decides."""
+
+    y_type = "multiclass"
+    task_class = Classes
+
+    def signs(self, codes):
+        return 2.0 * np.eye(len(self.classes))[codes] - 1.0
+
+    def decide(self, decisions):
+        return self.classes[decisions.argmax(axis=1)]
+
+    def probabilities(self, decisions):
+        return softmax(decisions, axis=1)
+
+    def calibrate(self, decisions, targets, sample_weight):
+        slope = fit_temperature(decisions, targets.argmax(axis=1), sample_weight)
+        n_classes = len(self.classes)
+        return np.full(n_classes, slope), np.zeros(n_classes)
+
+
+class LabelSets(Coding):
+    """A column for each label, decided by itself."""
+
+    y_type = "multilabel-indicator"
+
+    def signs(self, codes):
+        return 2.0 * codes - 1.0
+
+    def decide(self, decisions):
+        return (decisions > 0).astype(np.int64)
+
+    def probabilities(self, decisions):
+        return expit(decisions)
+
+    def name_codes(self, codes):
+        return codes
+
+    def stratify(self, codes):
+        return None
+
+
+CODINGS = {coding.y_type: coding for coding in (TwoClasses, ManyClasses, LabelSets)}
 
 
 def encode_labels(y, name):
@@ -21,29 +146,28 @@ def encode_labels(y, name):
 
     Returns
     -------
-    task : str
-    classes : ndarray of shape (n_classes,)
+    coding : Coding
     codes : ndarray of int, shape (n_models,) or (n_models, n_labels)
     """
     y = check_labels(y)
     check_classification_targets(y)
-    if type_of_target(y, input_name="y") == "multilabel-indicator":
+    if type_of_target(y, input_name="y") == LabelSets.y_type:
         if not np.isin(y, (0, 1)).all():
             raise ValueError(
                 f"y is an indicator matrix of {np.unique(y).tolist()}: expected 0 and "
                 "1, such as y > 0 gives."
             )
         codes = (y > 0).astype(np.int64)
-        return "multilabel", np.arange(codes.shape[1]), codes
+        return LabelSets(np.arange(codes.shape[1])), codes
     encoder = LabelEncoder()
     codes = encoder.fit_transform(column_or_1d(y, warn=True))
-    n_classes = len(encoder.classes_)
-    if n_classes < 2:
+    classes = encoder.classes_
+    if len(classes) < 2:
         raise ValueError(
-            f"{name} needs at least 2 classes in y, got 1 class: "
-            f"{encoder.classes_[0]}. Add models that were trained on something else."
+            f"{name} needs at least 2 classes in y, got 1 class: {classes[0]}. Add "
+            "models that were trained on something else."
         )
-    return "binary" if n_classes == 2 else "multiclass", encoder.classes_, codes
+    return (TwoClasses if len(classes) == 2 else ManyClasses)(classes), codes
 
 
 def check_labels(y):
@@ -80,7 +204,7 @@ def check_labels(y):
 
 
 def check_is_array(y):
-    """Refuse a name of what is wanted, and what it is in."""
+    """Refuse a name of what is wanted, or a container of it, in place of y itself."""
     if isinstance(y, str):
         raise TypeError(
             f"y is {y!r}: expected one label or number for each model, such as "
@@ -114,15 +238,6 @@ def _as_numbers(y, is_text):
     return np.array(y.tolist())
 
 
-def to_signs(task, codes, n_classes):
-    """Targets of -1 and 1, one column a class (one column in all for two)."""
-    if task == "binary":
-        codes = codes[:, None]
-    elif task == "multiclass":
-        codes = np.eye(n_classes)[codes]
-    return 2.0 * codes - 1.0
-
-
 def check_numbers(y):
     """Validate real targets.
 
@@ -148,13 +263,25 @@ def standardize(y):
     return (targets - mean) / std, mean, std
 
 
-def encode_targets(y, name):
+def number_task(targets, device):
+    """Make the core's task of standardised real targets, ``(n_models, n_targets)``."""
+    return Numbers(_as_double(targets, device))
+
+
+def encode_task(y, name, device):
     """Turn labels or real numbers into what a ridge is fitted to.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_models,) or (n_models, n_outputs)
+    name : str
+        Who asks.
+    device : torch.device
+        Where the task is to be.
 
     Returns
     -------
-    task : one of ``probing.tasks.TASKS``
-    targets : ndarray of shape (n_models, n_targets)
+    Task
     """
     if y is None:
         raise ValueError(
@@ -162,7 +289,10 @@ def encode_targets(y, name):
         )
     y = check_labels(y)
     if type_of_target(y, input_name="y").startswith("continuous"):
-        targets, _, _ = standardize(check_numbers(y))
-        return "regression", targets
-    task, classes, codes = encode_labels(y, name)
-    return task, to_signs(task, codes, len(classes))
+        return number_task(standardize(check_numbers(y))[0], device)
+    coding, codes = encode_labels(y, name)
+    return coding.task(coding.signs(codes), None, device)
+
+
+def _as_double(array, device):
+    return as_tensor(array, torch.float64, solver_device(device))

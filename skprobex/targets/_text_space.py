@@ -10,9 +10,8 @@ from sklearn.utils import check_array
 from .._registry import saved
 from .._warnings import warn
 from ..probing.device import as_array, as_tensor, to_tensors
-from ..probing.naming import TextSide
-from ._calibration import fit_log_odds
-from ._labels import to_signs
+from ..probing.text_side import TextSide
+from ._calibration import fit_temperature
 from ._texts import check_texts
 
 _CPU = torch.device("cpu")
@@ -78,9 +77,7 @@ class TextSpace:
         """
         numbers = np.arange(len(self.labels))
         similar = self.similarities(self.side.predictions, self.vectors, numbers)
-        signs = to_signs("multiclass", codes, len(numbers))
-        slope, _ = fit_log_odds("multiclass", similar.astype(np.float64), signs)
-        self.temperature = float(1 / slope[0])
+        self.temperature = float(1 / fit_temperature(similar.astype(np.float64), codes))
         return float(np.mean(similar.argmax(axis=1) == codes))
 
     def find(self, labels, encode):
@@ -121,7 +118,7 @@ class TextSpace:
         return np.array([number_of.get(v.tobytes(), -1) for v in vectors])
 
 
-def encode_labels(y, encode):
+def number_texts(y, encode):
     """Number the distinct texts, or vectors.
 
     Parameters

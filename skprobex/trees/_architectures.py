@@ -10,9 +10,10 @@ from scipy.sparse import issparse
 
 from .._registry import saved
 from ..exceptions import MissingLayerError
-from ..weights import DenseWeights, ModelCollection, validate_weights
+from ..weights import ModelCollection, Weights
 from ..weights._collection import base_model
-from ..weights._dense import check_numeric
+from ..weights._contract import check_numeric
+from ..weights._dense import DenseWeights
 
 
 @saved
@@ -34,13 +35,13 @@ class Part(NamedTuple):
     weights: object = None
 
 
-def split_forms(estimator, W, layer, *, forms=None):
+def split_forms(read, W, layer, *, forms=None):
     """Divide W into parts of one form each.
 
     Parameters
     ----------
-    estimator : estimator
-        For `validate_weights`; gets ``n_features_in_``, where W is one layer.
+    read : callable or None
+        Turns W into weights, where it is one layer. None: no one shape is expected.
     W : weights, ModelCollection, dict of weights, or list of arrays
     layer : str or None
     forms : list of Form, optional
@@ -63,13 +64,9 @@ def split_forms(estimator, W, layer, *, forms=None):
         )
     if _is_list_of_arrays(W) and (len({_shape(w) for w in W}) > 1 or len(W) == 1):
         return _split_list(W, forms)
-    if forms is not None and not hasattr(estimator, "weight_shape_"):
-        # Seen in fit were several forms, or a collection: no one shape to hold W to.
-        if not hasattr(W, "batches"):
-            return _split_list(list(W), forms)
-        weights = W
-    else:
-        weights = validate_weights(estimator, W, reset=forms is None)
+    if read is None and not isinstance(W, Weights):
+        return _split_list(list(W), forms)
+    weights = W if read is None else read(W)
     form = Form(None, weights.lifted_shape[1:], weights.is_low_rank)
     form = form if _is_known(form, forms) else None
     return [Part(form, np.arange(len(weights)), weights)]
@@ -146,7 +143,7 @@ def _split_collection(models, layer, forms):
             parts.append(Part(None, positions))
             continue
         weights = models[positions][form.layer]
-        if not hasattr(weights, "batches"):
+        if not isinstance(weights, Weights):
             weights = DenseWeights(
                 weights.detach() if torch.is_tensor(weights) else np.asarray(weights)
             )

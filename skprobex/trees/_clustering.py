@@ -1,5 +1,6 @@
 """ModelTreeClustering."""
 
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._base import all_or_nothing
 from .._documented import Documented
+from .._reading import ReadsWeights
 from .._registry import saved
 from .._sklearn import Interval, StrOptions, _fit_context
 from .._typing import Device, RandomState, Self
@@ -24,7 +26,9 @@ from ._tree_models import DenseTrees, LowRankTrees
 
 
 @saved
-class ModelTreeClustering(Saveable, Documented, ClusterMixin, BaseEstimator):
+class ModelTreeClustering(
+    Saveable, ReadsWeights, Documented, ClusterMixin, BaseEstimator
+):
     r"""Find out which models descend from one base.
 
     Models of another architecture are of another Model Tree. Within an architecture
@@ -178,7 +182,7 @@ class ModelTreeClustering(Saveable, Documented, ClusterMixin, BaseEstimator):
             self.__dict__.pop(name, None)  # of a fit before, on another kind of W
         device = resolve_device(self.device)
         random_state = check_random_state(self.random_state)
-        parts = split_forms(self, W, self.layer)
+        parts = split_forms(partial(self._read_layer, reset=True), W, self.layer)
         n_models = sum(len(part.positions) for part in parts)
         self._check_n_trees(parts, n_models)
 
@@ -218,7 +222,11 @@ class ModelTreeClustering(Saveable, Documented, ClusterMixin, BaseEstimator):
         """Labels with outliers at -1, and distances to all centres."""
         check_is_fitted(self)
         device = resolve_device(self.device)
-        parts = split_forms(self, W, self.layer, forms=self._forms)
+        read = None
+        # Else fit saw several forms, or a collection: there is no one shape to expect.
+        if hasattr(self, "weight_shape_"):
+            read = partial(self._read_layer, reset=False)
+        parts = split_forms(read, W, self.layer, forms=self._forms)
         n_models = sum(len(part.positions) for part in parts)
         labels = np.full(n_models, -1, dtype=np.int64)
         distances = np.full((n_models, self.n_trees_), np.inf, dtype=np.float32)

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from .._registry import saved
-from ..probing.deltas import LowRankBatch, delta_norms
+from ..probing.batches import LowRankBatch
+from ..probing.deltas import delta_norms
 from ..probing.device import as_array
 from ..probing.spectral import frobenius_norms, thin_svd_of_product
 

@@ -26,7 +26,8 @@ from .._typing import Self
 from ..exceptions import MissingLayerError
 from ..saving._save_load import Saveable
 from ..targets._labels import check_labels
-from ..weights import ModelCollection, WeightsLike, holds_several, layer_names
+from ..weights import ModelCollection, WeightsLike
+from ..weights._validation import holds_several, layer_names
 from ._answers import (
     ask,
     below_all,

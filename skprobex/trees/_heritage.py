@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Literal
 
@@ -12,9 +13,10 @@ import torch
 from sklearn.utils import check_random_state
 
 from .._typing import Device, Numbers, RandomState
-from ..probing.deltas import as_dense
+from ..probing.batches import as_dense
 from ..probing.device import as_array, resolve_device
 from ..weights import ModelCollection, WeightsLike
+from ..weights._validation import as_weights
 from ._arborescence import minimum_arborescence
 from ._architectures import split_forms
 from ._clustering import ModelTreeClustering
@@ -223,7 +225,7 @@ def recover_heritage(
     clustering = ModelTreeClustering(
         n_trees, layer=layer, device=device, random_state=0
     )
-    parts = split_forms(ModelTreeClustering(), W, layer)
+    parts = split_forms(partial(as_weights, min_models=2), W, layer)
     n_models = sum(len(part.positions) for part in parts)
     given = _check_statistic(statistic, n_models)
     if n_trees == 1 and len(parts) == 1:

@@ -7,7 +7,7 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 
 from .._registry import saved
-from ..probing.deltas import mean_weights
+from ..probing.center import mean_weights
 from ..probing.device import as_array
 from ._distances import (
     Sketcher,

@@ -1,37 +1,15 @@
-"""What W can be: validation and the one lift to 3-D."""
+"""What W can be: one contract, its kinds, and what turns a user's W into them."""
 
 from ._collection import ModelCollection
-from ._dense import DenseWeights
+from ._contract import Weights
 from ._in_files import LayerWeights
 from ._low_rank import LowRankWeights
-from ._several import SeveralLayers
-from ._validation import (
-    Layers,
-    WeightsLike,
-    check_weight_shape,
-    holds_several,
-    layer_names,
-    take_layers,
-    unwrap_jungle,
-    usable_layers,
-    validate_layers,
-    validate_weights,
-)
+from ._validation import WeightsLike
 
 __all__ = [
-    "DenseWeights",
     "LayerWeights",
-    "Layers",
     "LowRankWeights",
     "ModelCollection",
-    "SeveralLayers",
+    "Weights",
     "WeightsLike",
-    "check_weight_shape",
-    "holds_several",
-    "layer_names",
-    "take_layers",
-    "unwrap_jungle",
-    "usable_layers",
-    "validate_layers",
-    "validate_weights",
 ]

@@ -15,9 +15,9 @@ from numpy.typing import DTypeLike
 
 from .._typing import Selection, Self
 from ..exceptions import MissingLayerError
-from ..probing.deltas import LowRankBatch
+from ..probing.batches import LowRankBatch
 from ..probing.device import as_array
-from ._dense import BATCH_BYTES
+from ._contract import Weights
 
 if TYPE_CHECKING:
     from ._low_rank import LowRankWeights
@@ -62,7 +62,7 @@ class LayerHandle(NamedTuple):
         return str(self.sources[self.spec.file])
 
 
-class LayerWeights:
+class LayerWeights(Weights):
     """One layer of many models in files; nothing is read until it is asked for.
 
     ``np.asarray(weights)`` reads everything, an integer index one model. All other
@@ -93,8 +93,11 @@ class LayerWeights:
     ModelCollection : Where these come from, as ``models[layer]``.
     """
 
+    is_lazy = True
+
     def __init__(self, layer: str, handles: Iterable[LayerHandle]) -> None:
         self.layer = layer
+        self.title = f"Input W, layer {layer!r},"
         self._handles = list(handles)
         check_one_form(layer, self._handles)
         specs = {id(h.spec): h.spec for h in self._handles}.values()
@@ -109,16 +112,6 @@ class LayerWeights:
     @property
     def shape(self) -> tuple[int, ...]:
         return (len(self._handles), *self._weight_shape)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def lifted_shape(self) -> tuple[int, int, int]:
-        """``(n_models, d_out, d_in)``, the shape of what `batches` yields."""
-        d_out = self._weight_shape[0] if self._weight_shape else 1
-        return (len(self._handles), d_out, math.prod(self._weight_shape[1:]))
 
     @property
     def rank(self) -> int | None:
@@ -137,14 +130,6 @@ class LayerWeights:
             n_values = math.prod(self.shape)
         return n_values * self.dtype.itemsize
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """torch.float64 for float64 files, else torch.float32."""
-        return torch.float64 if self.dtype == np.float64 else torch.float32
-
-    def __len__(self) -> int:
-        return len(self._handles)
-
     @overload
     def __getitem__(self, key: int | np.integer) -> np.ndarray: ...
 
@@ -152,24 +137,16 @@ class LayerWeights:
     def __getitem__(self, key: Selection) -> Self: ...
 
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, tuple):
-            key, *rest = key
-            if any(k is not Ellipsis and k != slice(None) for k in rest):
-                raise IndexError(
-                    "Weights in files are indexed by model only. Read them first: "
-                    "np.asarray(weights)[...]."
-                )
-        if key is Ellipsis:
-            return self
-        positions = np.arange(len(self))[key]
-        if positions.ndim == 0:
-            return as_array(self._read_dense(self._handles[positions]))
-        if positions.ndim > 1:
-            raise IndexError("Models are indexed along one axis.")
+        return super().__getitem__(key)
+
+    def _select(self, models):
         selected = object.__new__(type(self))
         selected.__dict__.update(self.__dict__)
-        selected._handles = [self._handles[i] for i in positions]
+        selected._handles = [self._handles[i] for i in models]
         return selected
+
+    def _take_one(self, model):
+        return as_array(self._read_dense(self._handles[model]))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[i] for i in range(len(self)))
@@ -178,7 +155,7 @@ class LayerWeights:
         self, dtype: DTypeLike | None = None, copy: bool | None = None
     ) -> np.ndarray:
         if copy is False:
-            raise ValueError("Weights in files cannot be made an array without a copy.")
+            return super().__array__(dtype, copy)
         dtype = self.dtype if dtype is None else np.dtype(dtype)
         array = np.empty(self.shape, dtype)
         for i, read in enumerate(self._read_ahead(self._read_dense)):
@@ -202,48 +179,21 @@ class LayerWeights:
             [as_array(b) for b, _ in factors], [as_array(a) for _, a in factors]
         )
 
-    def batches(
-        self, device: torch.device, dtype: torch.dtype | None = None
-    ) -> Iterator[torch.Tensor | LowRankBatch]:
-        """Yield the models in order, as finite tensors on a device.
-
-        Files are read by threads, one batch ahead of the one in use; what is held
-        at once is three batches at most.
-
-        Parameters
-        ----------
-        device : torch.device
-            Where the batches go.
-        dtype : torch dtype, default=None
-            None means `compute_dtype`.
-
-        Yields
-        ------
-        Tensor of shape (b, d_out, d_in), or LowRankBatch
-            Low-rank layers come as their factors, ``B (b, d_out, r)`` with the scale
-            in it and ``A (b, r, d_in)``, padded with zeros to the batch's largest
-            rank.
-
-        Raises
-        ------
-        ValueError
-            If a model holds NaN or infinity.
-        FileChangedError
-            If a file is not what it was when it was opened.
-        """
-        dtype = self.compute_dtype if dtype is None else dtype
-        parts = [shard._handles for shard in self.shards(dtype)]
+    def _read_batches(self, size, device, dtype):
+        # Threads read one batch ahead of the one in use: what is held at once is three
+        # batches at most.
+        starts = range(0, len(self), size)
+        parts = [self._handles[start : start + size] for start in starts]
         executor = ThreadPoolExecutor(min(_N_THREADS, max(1, len(self))))
         ahead: deque[Any] = deque()
         try:
-            for number, handles in enumerate(parts):
+            for number in range(len(parts)):
                 while len(ahead) < 2 and number + len(ahead) < len(parts):
                     part = parts[number + len(ahead)]
                     ahead.append(self._start_batch(part, dtype, executor))
                 batch, reads = ahead.popleft()
                 for read in reads:
                     read.result()
-                _check_finite(self.layer, handles, batch)
                 batch = [tensor.to(device) for tensor in batch]
                 yield LowRankBatch(*batch) if self.is_low_rank else batch[0]
                 # Let go of it before the next but one is made room for.
@@ -252,25 +202,9 @@ class LayerWeights:
             # Left half-way, or a file failed: do not read the rest.
             executor.shutdown(cancel_futures=True)
 
-    def shards(self, dtype: torch.dtype) -> list[Self]:
-        """Divide the models into those of each batch; nothing is read.
-
-        Parameters
-        ----------
-        dtype : torch dtype
-            Of the batches.
-
-        Returns
-        -------
-        list of LayerWeights
-            Each of one batch.
-        """
-        _, d_out, d_in = self.lifted_shape
-        n_values = d_out * d_in
-        if self.rank is not None:
-            n_values = (d_out + d_in) * self.rank
-        size = math.ceil(BATCH_BYTES / max(1, n_values * dtype.itemsize))
-        return [self[start : start + size] for start in range(0, len(self), size)]
+    def _describe(self, model):
+        handle = self._handles[model]
+        return f"{handle.name!r} in {handle.file}"
 
     def _start_batch(self, handles, dtype, executor):
         """Make room for a batch, and let threads fill it straight from the files."""
@@ -368,18 +302,3 @@ def _fill_low_rank(handle, up, down):
     b, a = handle.read()
     up[:, : b.shape[1]] = b
     down[: a.shape[0]] = a
-
-
-def _check_finite(layer, handles, parts):
-    # A sum is finite unless an entry is not, or it overflows: then look closer.
-    if all(torch.isfinite(part.sum()) for part in parts):
-        return
-    for i, handle in enumerate(handles):
-        for part in parts:
-            if not torch.isfinite(part[i]).all():
-                kind = "NaN" if torch.isnan(part[i]).any() else "infinity"
-                raise ValueError(
-                    f"Input W, layer {layer!r}, contains {kind}: model {handle.name!r} "
-                    f"in {handle.file}. Leave this model out, or save its weights "
-                    "again (float16 overflows above 65504)."
-                )

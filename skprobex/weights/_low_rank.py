@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -11,12 +10,12 @@ import torch
 from numpy.typing import ArrayLike, DTypeLike
 
 from .._typing import Numbers, Selection, Self
-from ..probing.deltas import LowRankBatch
+from ..probing.batches import LowRankBatch
 from ..probing.device import as_tensor
-from ._dense import BATCH_BYTES, check_finite, check_numeric, compute_dtype
+from ._contract import Weights, check_numeric, compute_dtype
 
 
-class LowRankWeights:
+class LowRankWeights(Weights):
     """The products ``scale * B @ A`` of many models, never multiplied out.
 
     Every estimator takes them in the place of an array ``(n_models, d_out, d_in)``,
@@ -68,9 +67,7 @@ class LowRankWeights:
     True
     """
 
-    ndim = 3
     is_low_rank = True
-    # What errors call it: one of several layers says which.
     title = "W"
 
     def __init__(self, B: Numbers, A: Numbers, scale: ArrayLike = 1.0) -> None:
@@ -99,35 +96,35 @@ class LowRankWeights:
         # that threads never see one half of a change.
         self._held = (B, A, scale), None
 
-    def _take(self, models):
+    def _factors_of(self, models):
         """Factors of some models, out of those that this object stands for."""
         factors, selected = self._held
         if selected is not None:
             models = selected[models]
         return tuple(factor[models] for factor in factors)
 
-    def _settle(self):
+    def _copy_selected(self):
         """Copy what was selected, where it was not yet, and let go of the rest."""
         factors, selected = self._held
         if selected is not None:
-            factors = self._take(slice(None))
+            factors = self._factors_of(slice(None))
             self._held = factors, None
         return factors
 
     @property
     def B(self) -> np.ndarray | torch.Tensor:
-        return self._settle()[0]
+        return self._copy_selected()[0]
 
     @property
     def A(self) -> np.ndarray | torch.Tensor:
-        return self._settle()[1]
+        return self._copy_selected()[1]
 
     @property
     def scale(self) -> np.ndarray:
-        return self._settle()[2]
+        return self._copy_selected()[2]
 
     def __getstate__(self):
-        self._settle()
+        self._copy_selected()
         return vars(self)
 
     @property
@@ -135,8 +132,6 @@ class LowRankWeights:
         (B, A, _), selected = self._held
         n_models = len(B) if selected is None else len(selected)
         return (n_models, B.shape[1], A.shape[2])
-
-    lifted_shape = shape
 
     @property
     def rank(self) -> int:
@@ -152,42 +147,30 @@ class LowRankWeights:
     def compute_dtype(self) -> torch.dtype:
         return compute_dtype(self._held[0][0].dtype)
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
     @overload
     def __getitem__(self, key: int | np.integer) -> np.ndarray: ...
 
     @overload
-    def __getitem__(self, key: Selection) -> LowRankWeights: ...
+    def __getitem__(self, key: Selection) -> Self: ...
 
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, tuple):
-            if any(part is not Ellipsis and part != slice(None) for part in key[1:]):
-                raise IndexError("LowRankWeights are indexed by model only.")
-            key = key[0]
-        if isinstance(key, (int, np.integer)):
-            return self[[key]].to_dense()[0]
-        if not isinstance(key, slice):
-            key = np.asarray(key)
-            if key.ndim != 1 or (key.size and key.dtype.kind not in "iub"):
-                raise IndexError(
-                    "Models are selected by an integer, a slice, a list of integers, "
-                    f"or a mask, got {key.dtype} of shape {key.shape}."
-                )
-            key = key if key.dtype == bool else key.astype(np.intp)
+        return super().__getitem__(key)
+
+    def _select(self, models):
         # Selected models are copied when and as far as they are needed.
         factors, selected = self._held
-        selected = np.arange(len(self)) if selected is None else selected
         taken = object.__new__(type(self))
-        vars(taken).update(vars(self), _held=(factors, selected[key]))
+        taken._held = factors, models if selected is None else selected[models]
         return taken
+
+    def _take_one(self, model):
+        return self[[model]].to_dense()[0]
 
     def __array__(
         self, dtype: DTypeLike | None = None, copy: bool | None = None
     ) -> np.ndarray:
         if copy is False:
-            raise ValueError("LowRankWeights cannot become an array without a copy.")
+            return super().__array__(dtype, copy)
         dense = self.to_dense()
         return dense if dtype is None else dense.astype(dtype, copy=False)
 
@@ -214,39 +197,11 @@ class LowRankWeights:
             start += len(B)
         return dense
 
-    def batches(
-        self, device: torch.device, dtype: torch.dtype | None = None
-    ) -> Iterator[LowRankBatch]:
-        """Yield the models in order, in batches of finite factors.
-
-        Parameters
-        ----------
-        device : torch.device
-            Where the tensors go.
-        dtype : torch.dtype, default=None
-            What they are cast to; None: float64 where the factors are, else float32.
-
-        Yields
-        ------
-        LowRankBatch
-            Factors B, scale included, of shape (b, d_out, r), and A, (b, r, d_in).
-
-        Raises
-        ------
-        ValueError
-            If a factor holds NaN or infinity; the message names the first model.
-        """
-        dtype = dtype or self.compute_dtype
-        n_models, d_out, d_in = self.shape
-        row = max(1, self.rank * (d_out + d_in)) * dtype.itemsize
-        size = math.ceil(BATCH_BYTES / row)
-        for start in range(0, n_models, size):
-            part = slice(start, start + size)
-            B, A, scale = (as_tensor(f, dtype, device) for f in self._take(part))
-            B = B * scale[:, None, None]
-            check_finite(B, start, f"factor B of {self.title}")
-            check_finite(A, start, f"factor A of {self.title}")
-            yield LowRankBatch(B, A)
+    def _read_batches(self, size, device, dtype):
+        for start in range(0, len(self), size):
+            part = self._factors_of(slice(start, start + size))
+            B, A, scale = (as_tensor(factor, dtype, device) for factor in part)
+            yield LowRankBatch(B * scale[:, None, None], A)
 
     @classmethod
     def concatenate(cls, parts: Sequence[LowRankWeights]) -> Self:

@@ -1,33 +1,34 @@
-"""Turn whatever a user passes as W into weights, or say what is wrong with it."""
+"""Turn whatever a user passes as W into weights, or say what is wrong with it.
+
+Nothing here knows an estimator: what a fit remembers of its weights, and compares later
+ones with, is the estimator's own (`skprobex._base`).
+"""
 
 import math
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from scipy.sparse import issparse
-from sklearn.base import BaseEstimator
-from sklearn.utils import Bunch
-from sklearn.utils.validation import validate_data
+from sklearn.utils import Bunch, check_array
 
 from .._typing import Numbers
-from .._warnings import warn
+from .._warnings import listed, warn
 from ..exceptions import MissingLayerError, UnsupportedFormatError
 from ._collection import ModelCollection, check_is_layer
-from ._dense import DenseWeights, check_numeric
-from ._in_files import LayerWeights
-from ._low_rank import LowRankWeights
-from ._several import SeveralLayers
+from ._contract import Weights, check_numeric
+from ._dense import DenseWeights
 
 # Several layers of the same models, and all that W can be.
 Layers: TypeAlias = Mapping[str, Numbers] | ModelCollection
 WeightsLike: TypeAlias = Numbers | Layers
 
-# Weights that are taken as they are: they know their lifted shape and their batches.
-CONTAINERS = (LowRankWeights, LayerWeights)
+# The name of the layer where W is one layer.
+ONLY = ""
 
 
 def holds_several(W):
@@ -41,54 +42,28 @@ def unwrap_jungle(W):
     return W["layers"] if isinstance(W, Bunch) and "layers" in W else W
 
 
-def validate_layers(estimator, W, *, reset):
-    """Validate several layers, or one.
+def as_layers(W, names=None, min_models=1):
+    """Turn W into weights by layer name; one layer has the name `ONLY`.
 
     Parameters
     ----------
-    estimator : estimator
-        Gets ``weight_shape_`` if `reset`, by layer where there are several; else is
-        compared, as far as the layers in its ``layers_`` go.
-    W : Mapping, ModelCollection, or what `validate_weights` takes
-    reset : bool
-        True in fit, False afterwards.
+    W : Mapping, ModelCollection, or what `as_weights` takes
+    names : list of str, optional
+        The layers wanted of several. None: all that all models have in one form.
+    min_models : int, default=1
 
     Returns
     -------
-    SeveralLayers, or what `validate_weights` returns
+    dict of str to Weights
 
     Raises
     ------
     ValueError
-        As `validate_weights`, naming the layer; layers of different numbers of models;
-        one layer where several were fitted.
-    MissingLayerError
-        Layers that `fit` saw and that are missing now.
+        As `as_weights`, naming the layer; layers of different numbers of models.
     """
-    W = unwrap_jungle(W)
     if not holds_several(W):
-        if not reset and isinstance(estimator.weight_shape_, dict):
-            raise ValueError(
-                f"W holds one layer, but {type(estimator).__name__} was fitted on "
-                f"several: pass a ModelCollection or a dict with the layers "
-                f"{_listed(estimator.layers_)}."
-            )
-        return validate_weights(estimator, W, reset=reset)
-    if not reset and not isinstance(estimator.weight_shape_, dict):
-        raise ValueError(
-            f"W holds {len(layer_names(W))} layers, but {type(estimator).__name__} was "
-            "fitted on one: pass that layer, W[name]."
-        )
-    if reset:
-        opened = {name: W[name] for name in usable_layers(W)}
-    else:
-        missing = [name for name in estimator.layers_ if name not in layer_names(W)]
-        if missing:
-            raise MissingLayerError(
-                f"W lacks {len(missing)} of {len(estimator.layers_)} layers that "
-                f"{type(estimator).__name__} reads: {_listed(missing)}."
-            )
-        opened = {name: W[name] for name in estimator.layers_}
+        return {ONLY: as_weights(W, min_models)}
+    opened = {name: W[name] for name in names or usable_layers(W)}
     lengths = {name: len(layer) for name, layer in opened.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(
@@ -96,25 +71,24 @@ def validate_layers(estimator, W, *, reset):
             "collection, W.select(layers=[...], on_missing='drop') keeps the models "
             "that have them all."
         )
-    validated, shapes = {}, {}
+    layers = {}
     for name, layer in opened.items():
-        # Stands in for the estimator, whose attributes are not of one layer.
-        own = type(type(estimator).__name__, (BaseEstimator,), {})()
-        if not reset:
-            own.weight_shape_ = estimator.weight_shape_[name]
-        try:
-            validated[name] = validate_weights(own, layer, reset=reset)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"Layer {name!r}: {error}") from error
-        if hasattr(validated[name], "title"):  # weights in files name the layer
-            validated[name] = validated[name][:]
-            validated[name].title = f"layer {name!r}"
-        shapes[name] = own.weight_shape_
-    if reset:
-        estimator.weight_shape_ = shapes
-        for name in ("n_features_in_", "feature_names_in_"):
-            vars(estimator).pop(name, None)
-    return SeveralLayers(validated)
+        with naming_layer(name):
+            weights = as_weights(layer, min_models)
+        # Weights in files name their layer themselves.
+        layers[name] = weights if weights.layer else weights.titled(f"layer {name!r}")
+    return layers
+
+
+@contextmanager
+def naming_layer(name):
+    """Put the name of the layer before what is wrong with it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if name == ONLY:
+            raise
+        raise type(error)(f"Layer {name!r}: {error}") from error
 
 
 def usable_layers(W):
@@ -138,7 +112,7 @@ def usable_layers(W):
     if unusable:
         warn(
             f"{len(unusable)} of {len(unusable) + len(usable)} layers were left out, "
-            f"as not all models have them in one shape: {_listed(unusable)}.",
+            f"as not all models have them in one shape: {listed(unusable)}.",
         )
     return usable
 
@@ -155,35 +129,25 @@ def take_layers(W, names):
     return {name: W[name] for name in names}
 
 
-def _listed(names, n=5):
-    """Name the first few and count the rest."""
-    names = list(names)
-    more = f" and {len(names) - n} more" if len(names) > n else ""
-    return ", ".join(map(repr, names[:n])) + more
-
-
-def validate_weights(estimator, W, *, reset):
-    """Validate one layer and lift it to three dimensions.
+def as_weights(W, min_models=1):
+    """Turn one layer into weights, lifted to three dimensions.
 
     Parameters
     ----------
-    estimator : estimator
-        Gets ``n_features_in_`` (and ``weight_shape_``) if `reset`, else is compared.
-    W : array-like, Tensor, LowRankWeights or LayerWeights
+    W : array-like, Tensor or Weights
         ``(n_models, d_out, d_in)``; also ``(n_models, d)``, one 1-D weight per row, and
         convolution kernels ``(n_models, out, in, kh, kw)``, one filter per row.
-    reset : bool
-        True in fit, False afterwards.
+    min_models : int, default=1
+        Models needed at least.
 
     Returns
     -------
-    DenseWeights, LowRankWeights or LayerWeights
+    Weights
 
     Raises
     ------
     ValueError
-        Shapes that differ between models or from those seen in fit, empty axes,
-        too few models.
+        Shapes that differ between models, empty axes, too few models.
     TypeError
         Sparse input, data that are no numbers, or several layers at once.
     """
@@ -193,89 +157,72 @@ def validate_weights(estimator, W, *, reset):
             f"W holds {len(names)} layers: pick one by its name, such as "
             f"W[{next(iter(names), 'layer')!r}]."
         )
-    if isinstance(W, (torch.Tensor, *CONTAINERS)):
-        if isinstance(W, torch.Tensor):
-            W = _check_tensor(W)
-        if len(W.shape) < 2:
-            raise ValueError(
-                f"W holds one number per model, of shape {tuple(W.shape)}: pick a "
-                "layer with a vector or a matrix for each."
-            )
-        _check_fitted_shape(estimator, W.shape, reset)
-        validate_data(estimator, W, skip_check_array=True, reset=reset)
-    else:
-        if isinstance(W, (str, os.PathLike)):
-            raise TypeError(
-                f"W is {os.fspath(W)!r}: expected weights. open_models opens files, "
-                "and open_models(...)[layer] are their weights."
-            )
-        first = W[0] if isinstance(W, (list, tuple)) and W else W
-        if isinstance(first, (str, os.PathLike)):
-            raise TypeError(
-                f"W holds {os.fspath(first)!r}: expected weights. open_models opens a "
-                "list of files, and open_models(...)[layer] are their weights."
-            )
-        # SciPy's matrices of type dok are mappings.
-        if isinstance(first, (torch.nn.Module, Mapping)) and not issparse(first):
-            raise TypeError(
-                f"W is made of {type(first).__name__}s: expected one layer of all "
-                "models, np.stack([state_dict[layer] for state_dict in ...])."
-            )
-        _check_same_shapes(W)
-        if hasattr(W, "shape") and not issparse(W):
-            _check_fitted_shape(estimator, W.shape, reset)
-        if isinstance(W, np.ma.MaskedArray):
-            check_numeric(W, "W")
-        W = validate_data(
-            estimator,
+    if isinstance(W, torch.Tensor):
+        W = _check_tensor(W)
+    elif not isinstance(W, Weights):
+        _check_is_array(W)
+        W = check_array(
             W,
-            reset=reset,
             dtype="numeric",
             allow_nd=True,
             # Checked batch by batch, so that the error names the model.
             ensure_all_finite=False,
-            ensure_min_samples=2 if reset else 1,
+            ensure_min_samples=min_models,
         )
-        check_numeric(W, "W")
+        W = check_numeric(W, "W")
+    if len(W.shape) < 2:
+        raise ValueError(
+            f"W holds one number per model, of shape {tuple(W.shape)}: pick a layer "
+            "with a vector or a matrix for each."
+        )
+    if len(W) < min_models:
+        raise ValueError(
+            f"Found W with {len(W)} sample: a minimum of {min_models} models is "
+            "required to learn what differs between them."
+        )
     if 0 in W.shape:
         raise ValueError(
             f"W has shape {tuple(W.shape)}: every axis needs at least one entry."
         )
-    if reset and len(W) < 2:
-        raise ValueError(
-            "Found W with 1 sample: a minimum of 2 models is required to learn "
-            "what differs between them."
+    return W if isinstance(W, Weights) else DenseWeights(W)
+
+
+def _check_is_array(W):
+    """Refuse what is no array, or an array of something else than weights."""
+    if isinstance(W, (str, os.PathLike)):
+        raise TypeError(
+            f"W is {os.fspath(W)!r}: expected weights. open_models opens files, and "
+            "open_models(...)[layer] are their weights."
         )
-    weights = W if isinstance(W, CONTAINERS) else DenseWeights(W)
-    weight_shape = weights.lifted_shape[1:]
-    if reset:
-        estimator.weight_shape_ = weight_shape
-    else:
-        _check_fitted_shape(estimator, weights.lifted_shape, reset)
-    _check_layer(estimator, getattr(W, "layer", None), reset)
-    return weights
-
-
-def _check_layer(estimator, name, reset):
-    """Warn of another layer than that of fit, where weights in files tell which."""
-    if reset:
-        vars(estimator).pop("_layer", None)
-        if name is not None:
-            estimator._layer = name
-        return
-    fitted = getattr(estimator, "_layer", None)
-    if None not in (name, fitted) and name != fitted:
-        warn(
-            f"W is layer {name!r}, but {type(estimator).__name__} was fitted on "
-            f"{fitted!r}: unless that is another name of the same layer, pass "
-            f"models[{fitted!r}]."
+    first = W[0] if isinstance(W, (list, tuple)) and W else W
+    if isinstance(first, (str, os.PathLike)):
+        raise TypeError(
+            f"W holds {os.fspath(first)!r}: expected weights. open_models opens a list "
+            "of files, and open_models(...)[layer] are their weights."
         )
+    # SciPy's matrices of type dok are mappings.
+    if isinstance(first, (torch.nn.Module, Mapping)) and not issparse(first):
+        raise TypeError(
+            f"W is made of {type(first).__name__}s: expected one layer of all models, "
+            "np.stack([state_dict[layer] for state_dict in ...])."
+        )
+    _check_same_shapes(W)
+    if isinstance(W, np.ma.MaskedArray):
+        check_numeric(W, "W")
 
 
-def _check_fitted_shape(estimator, shape, reset):
-    """Compare the shape of W with that seen in fit; leave rows to scikit-learn."""
-    fitted = None if reset else getattr(estimator, "weight_shape_", None)
-    if fitted is None or len(shape) < 2 or (len(shape) == 2 and fitted[1] == 1):
+def check_same_shape(shape, fitted, name):
+    """Compare the shape of W with that seen in fit; leave rows to scikit-learn.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of W, as it was passed.
+    fitted : (int, int)
+    name : str
+        Of the estimator.
+    """
+    if len(shape) < 2 or (len(shape) == 2 and fitted[1] == 1):
         return
     if tuple(shape) == fitted:
         raise ValueError(
@@ -285,9 +232,8 @@ def _check_fitted_shape(estimator, shape, reset):
     given = (shape[1], math.prod(shape[2:]))
     if given != fitted:
         raise ValueError(
-            f"W holds weights of shape {given}, but {type(estimator).__name__} was "
-            f"fitted on weights of shape {fitted}: pass the same layer of models of "
-            "the same architecture."
+            f"W holds weights of shape {given}, but {name} was fitted on weights of "
+            f"shape {fitted}: pass the same layer of models of the same architecture."
         )
 
 
@@ -344,9 +290,8 @@ def _check_same_shapes(W):
         )
     if not odd:
         return
-    named = ", ".join(f"model {i}: {shapes[i]}" for i in odd[:5])
-    more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
+    named = listed([f"model {i}: {shapes[i]}" for i in odd], show=str)
     raise ValueError(
-        f"All models must have weights of one shape. Most have {usual}, but {named}"
-        f"{more}. Models of another architecture belong to another Model Tree."
+        f"All models must have weights of one shape. Most have {usual}, but {named}. "
+        "Models of another architecture belong to another Model Tree."
     )

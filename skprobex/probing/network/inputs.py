@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from ..._registry import saved
-from ..deltas import LowRankBatch, decompose, delta_norms, subtract
-from ..views import MATRIX_VIEWS, spectrum
+from ..batches import LowRankBatch, subtract
+from ..deltas import decompose, delta_norms
+from ..views import VIEWS
 
 # Layers of all training models larger than this are read again in every epoch.
 HELD_BYTES = 2**31
@@ -60,24 +61,24 @@ class ViewInputs:
         norms = delta_norms(deltas)
         tiny = torch.finfo(norms.dtype).tiny
         divisors = norms.clamp_min(tiny) if self.normalize else self.typical_norm
-        shares = norms / divisors  # (b,)
-        unit = shares / norms.clamp_min(tiny)
+        gains = norms / divisors  # (b,)
+        unit = gains / norms.clamp_min(tiny)
         if isinstance(deltas, LowRankBatch):
             up, down = deltas
             inputs = {"up": up * unit[:, None, None], "down": down}
         else:
             inputs = {"delta": deltas * unit[:, None, None]}
-        if any(name.startswith("log_") or name == "spectrum" for name in self.views):
+        decomposed = [VIEWS[name] for name in self.views if is_decomposed(name)]
+        if decomposed:
             factors = decompose(deltas, self.sketch)
-            for name in self.views:
-                if name.startswith("log_"):
-                    view = MATRIX_VIEWS[name]
-                    gain = view.gain(factors.singular * shares[:, None])
+            for view in decomposed:
+                if view.sides:
+                    gain = view.gain(factors.singular * gains[:, None])
                     basis = getattr(factors, view.left)
-                    inputs[name] = basis * gain.sqrt()[:, None, :]  # (b, d, k)
-                elif name == "spectrum":
+                    inputs[view.name] = basis * gain.sqrt()[:, None, :]  # (b, d, k)
+                else:
                     length = self.n_singular or factors.singular.shape[1]
-                    inputs[name] = spectrum(factors, length, self.typical_norm)
+                    inputs[view.name] = view.values(factors, length, self.typical_norm)
         return self.scaled(inputs)
 
     def scaled(self, inputs):
@@ -97,17 +98,17 @@ class ViewInputs:
         weight_shape : (int, int)
             ``(d_out, d_in)``.
         """
-        names = [name for name in self.views if name != "spectrum"]
+        names = [name for name in self.views if VIEWS[name].sides]
         totals, n_models, moments = dict.fromkeys(names, 0.0), 0, []
         for inputs in batches:
             for name in names:
-                totals[name] += _squared_norms(MATRIX_VIEWS[name], inputs)
+                totals[name] += _squared_norms(VIEWS[name], inputs)
             n_models += len(next(iter(inputs.values())))
             if "spectrum" in inputs:
                 values = inputs["spectrum"].double()
                 moments.append((values.sum(dim=0), values.square().sum(dim=0)))
         for name in names:
-            rows, columns = MATRIX_VIEWS[name].shape(weight_shape)
+            rows, columns = VIEWS[name].shape(weight_shape)
             mean_square = totals[name] / n_models
             self.view_scales[name] = (
                 (rows * columns / mean_square) ** 0.5 if mean_square > 0 else 1.0
@@ -120,6 +121,11 @@ class ViewInputs:
             # One unit for all: a column of its own would be blown up where it is noise.
             variance = (second - first.square()).mean().item()
             self.spectrum_std = variance**0.5 if variance > 1e-12 else 1.0
+
+
+def is_decomposed(name):
+    """Whether a view takes the singular vectors of a delta, or its values."""
+    return not VIEWS[name].sides or VIEWS[name].logarithmic
 
 
 class HeldInputs:

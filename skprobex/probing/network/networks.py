@@ -29,7 +29,7 @@ def multiply(name, inputs, vectors):
     -------
     Tensor of shape (b, d, n_vectors)
     """
-    if name.startswith("log_"):
+    if name in inputs:  # the root of a logarithmic view
         root = inputs[name]
         return root @ (root.mT @ vectors)
     factors = [inputs[key] for key in dict.fromkeys(factor_names(inputs))]
@@ -58,7 +58,7 @@ class ProbingNetwork(nn.Module):
     Parameters
     ----------
     view_shapes : dict of str to (int, int)
-        Rows and columns of each view's matrix; ``spectrum``: (length, 0).
+        Rows and columns of each view's matrix; of a vector, (length, 0).
     view_scales : dict of str to float
     n_probes, projection_dim, n_components, n_outputs : int
     standardize : bool
@@ -94,7 +94,7 @@ class ProbingNetwork(nn.Module):
         self.probes, self.projections = nn.ParameterDict(), nn.ParameterDict()
         width = 0
         for name, (rows, columns) in view_shapes.items():
-            if name == "spectrum":
+            if not columns:  # a vector, read as it is
                 width += rows
                 continue
             self.probes[name] = _normal(columns, n_probes, columns, generator)

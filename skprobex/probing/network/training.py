@@ -1,20 +1,15 @@
 """The adam solver: train a probing network end to end."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from ..._registry import saved
-from ..deltas import (
-    LowRankBatch,
-    delta_norms,
-    root_mean_square,
-    subtract,
-)
-from ..naming import TextSide
-from ..tasks import loss, score
-from ..views import MATRIX_VIEWS
+from ..batches import LowRankBatch, subtract
+from ..deltas import delta_norms, root_mean_square
+from ..text_side import TextSide
+from ..views import VIEWS
 from .inputs import ViewInputs, training_inputs
 from .networks import ProbingNetwork
 
@@ -35,23 +30,12 @@ class History:
 class NeuralExpert:
     """A fitted network: its inputs, its weights by name, and what rebuilds it."""
 
+    layer: str
     inputs: ViewInputs
     sizes: dict
     state: dict
     history: History
     view_scores: dict = field(default_factory=dict)
-
-    @property
-    def center(self):
-        return self.inputs.center
-
-    @property
-    def view_names(self):
-        return self.inputs.views
-
-    @property
-    def normalize(self):
-        return self.inputs.normalize
 
     @property
     def probes(self):
@@ -87,13 +71,14 @@ class NeuralExpert:
     def n_components(self):
         return self.sizes["n_components"]
 
-    def scale_outputs(self, slope, offset):
-        """Replace every output f by ``slope * f + offset``, one pair a target."""
+    def scaled(self, slope, offset):
+        """The expert that predicts ``slope * f + offset``, arrays of one per target."""
+        slope, offset = (part.astype(self.coef.dtype) for part in (slope, offset))
         head = {
             "head.weight": self.coef * slope[:, None],
             "head.bias": self.intercept * slope + offset,
         }
-        self.state = self.state | head
+        return replace(self, state=self.state | head)
 
     def network(self):
         """Build the network anew and load its weights."""
@@ -102,43 +87,52 @@ class NeuralExpert:
         return network.eval()
 
     @torch.no_grad()
-    def predict(self, weights, device):
+    def predict(self, layers, device):
         """Compute the network's outputs, ``(n_models, n_targets)``."""
         network = self.network()
-        batches = weights.batches(device, self.coef.dtype)
+        batches = layers[self.layer].batches(device, self.coef.dtype)
         return torch.cat([network(self.inputs(batch)) for batch in batches])
 
     @torch.no_grad()
-    def transform(self, weights, device):
+    def transform(self, layers, device):
         """Compute the encoder's representation, ``(n_models, n_components)``."""
         network = self.network()
-        batches = weights.batches(device, self.coef.dtype)
+        batches = layers[self.layer].batches(device, self.coef.dtype)
         return torch.cat([network.encode(self.inputs(batch)) for batch in batches])
 
 
-def fit_neural(
-    weights,
-    targets,
-    task,
-    *,
-    views,
-    normalize,
-    center,
-    sketch,
-    device,
-    n_probes,
-    projection_dim,
-    n_components,
-    standardize,
-    generator,
-    warm_start=None,
-    text_vectors=None,
-    learn_temperature=True,
-    **schedule,
-):
-    """Build the inputs, then train; see `train` for the schedule.
+@dataclass(frozen=True)
+class Schedule:
+    """How a network is trained; the names are `MLPClassifier`'s."""
 
-    With `text_vectors`, ``(n_targets, d_text)``, the targets are labels of such texts.
+    learning_rate_init: float
+    max_iter: int
+    batch_size: int
+    alpha: float
+    tol: float
+    n_iter_no_change: int
+
+
+def fit_network(
+    problem, opened, sizes, schedule, *, validation=None, before=None, progress=None
+):
+    """Build the inputs, then train a network.
+
+    Parameters
+    ----------
+    problem : Problem
+        Of one layer, its views and normalisation chosen, and with the network's task.
+    opened : DecomposedDeltas or ProbedLayer
+        Has the centre and the sketch of the layer.
+    sizes : dict
+        What `ProbingNetwork` is made with, but for what the problem tells.
+    schedule : Schedule
+    validation : Tensor of int, optional
+        Models set aside for early stopping.
+    before : NeuralExpert, optional
+        What to go on from.
+    progress : callable, optional
+        Called with the loss after every epoch.
 
     Returns
     -------
@@ -147,59 +141,53 @@ def fit_neural(
     Raises
     ------
     ValueError
-        If `warm_start`, the expert to go on from, is a network of other sizes.
+        If `before` is a network of other sizes.
     """
-    dtype = weights.compute_dtype
+    ((name, weights),) = problem.layers.items()
+    device, dtype = problem.device, problem.dtype
+    task = problem.task.to(device, dtype)
+    inputs = fit_inputs(problem, weights, opened)
+    data = training_inputs(inputs, weights, device)
+    sizes = {
+        "view_shapes": _view_shapes(inputs, weights.lifted_shape[1:]),
+        "n_probes": problem.n_probes,
+        "n_outputs": task.n_outputs,
+        **sizes,
+    }
+    network = ProbingNetwork(
+        view_scales=inputs.view_scales, generator=problem.generator, **sizes
+    ).to(device, dtype)
+    if before is not None:
+        _check_same_sizes(sizes, before.sizes)
+        network.load_state_dict(before.state)
+    if sizes["text_dim"] is not None:
+        network.head.vectors = task.vectors
+    history = train(
+        network, data, task, schedule, problem.generator, validation, progress
+    )
+    return NeuralExpert(name, inputs, sizes, _copy_state(network), history)
+
+
+def fit_inputs(problem, weights, opened):
+    """What the network is to be shown, its scales not yet known."""
     norms, n_singular = [], None
-    for batch in weights.batches(device, dtype):
-        deltas = subtract(batch, center)
+    for batch in weights.batches(problem.device, problem.dtype):
+        deltas = subtract(batch, opened.center)
         norms.append(delta_norms(deltas))
         if isinstance(deltas, LowRankBatch):
             n_singular = max(n_singular or 0, deltas.A.shape[1])
-    typical_norm = root_mean_square(torch.cat(norms))
-    inputs = ViewInputs(center, sketch, views, normalize, typical_norm, {}, n_singular)
-    data = training_inputs(inputs, weights, device)
-
-    sizes = {
-        "view_shapes": _view_shapes(inputs, weights.lifted_shape[1:]),
-        "n_probes": n_probes,
-        "projection_dim": projection_dim,
-        "n_components": n_components,
-        "n_outputs": targets.shape[1],
-        "standardize": standardize,
-        "text_dim": None if text_vectors is None else text_vectors.shape[1],
-        "learn_temperature": learn_temperature,
-    }
-    network = ProbingNetwork(
-        view_scales=inputs.view_scales, generator=generator, **sizes
-    ).to(device, dtype)
-    if warm_start is not None:
-        _check_same_sizes(sizes, warm_start.sizes)
-        network.load_state_dict(warm_start.state)
-    if text_vectors is not None:
-        network.head.vectors = text_vectors.to(device, dtype)
-    targets = targets.to(device, dtype)
-    history = train(network, data, targets, task, generator=generator, **schedule)
-    return NeuralExpert(inputs, sizes, _copy_state(network), history)
+    return ViewInputs(
+        opened.center,
+        opened.sketch,
+        problem.views,
+        problem.normalize,
+        root_mean_square(torch.cat(norms)),
+        {},
+        n_singular,
+    )
 
 
-def train(
-    network,
-    data,
-    targets,
-    task,
-    *,
-    generator,
-    learning_rate_init,
-    max_iter,
-    batch_size,
-    alpha,
-    tol,
-    n_iter_no_change,
-    sample_weight=None,
-    validation=None,
-    progress=None,
-):
+def train(network, data, task, schedule, generator, validation=None, progress=None):
     """Minimise the task's loss by Adam over shuffled batches.
 
     Stops when the training loss (or, with `validation`, the validation score) has not
@@ -211,8 +199,9 @@ def train(
     network : ProbingNetwork
     data : HeldInputs or StreamedInputs
         Indexed by a tensor of models.
-    targets : Tensor of shape (n_models, n_targets)
-    task : one of ``tasks.TASKS``
+    task : Task
+        Where the network is.
+    schedule : Schedule
     generator : torch.Generator
         Shuffles the batches.
     validation : Tensor of int, optional
@@ -224,71 +213,85 @@ def train(
     -------
     History
     """
-    n_models = len(targets)
-    training = torch.arange(n_models)
+    device = task.targets.device
+    training = torch.arange(len(task))
     if validation is not None:
         training = training[~torch.isin(training, validation)]
+        validation = validation.to(device)
     optimizer = torch.optim.Adam(
         network.parameters(),
-        lr=learning_rate_init,
-        weight_decay=alpha,
+        lr=schedule.learning_rate_init,
+        weight_decay=schedule.alpha,
         # One pass over the weights in place of a dozen.
-        fused=targets.device.type != "mps",
+        fused=device.type != "mps",
     )
     history = History()
     best, best_state, stalled = math.inf, None, 0
     try:
-        for _ in range(max_iter):
+        for _ in range(schedule.max_iter):
             order = training[torch.randperm(len(training), generator=generator)]
-            epoch_loss = 0.0
-            for index in order.to(targets.device).split(batch_size):
-                weight = None if sample_weight is None else sample_weight[index]
-                batch_loss = loss(task, network(data[index]), targets[index], weight)
-                optimizer.zero_grad(set_to_none=True)
-                batch_loss.backward()
-                optimizer.step()
-                epoch_loss = epoch_loss + batch_loss.detach() * len(index)
-            history.losses.append(float(epoch_loss) / len(order))
-            if not math.isfinite(history.losses[-1]):
+            batches = order.to(device).split(schedule.batch_size)
+            loss = run_epoch(network, data, task, optimizer, batches)
+            history.losses.append(loss)
+            if not math.isfinite(loss):
                 raise ValueError(
                     f"The loss was not finite in epoch {len(history.losses)}: lower "
                     "learning_rate_init."
                 )
             if progress is not None:
-                progress(history.losses[-1])
-            current = history.losses[-1]
+                progress(loss)
+            current = loss
             if validation is not None:
-                with torch.no_grad():
-                    parts = validation.to(targets.device).split(batch_size)
-                    outputs = torch.cat([network(data[index]) for index in parts])
-                current = -score(task, outputs, targets[validation])
+                current = -validate(
+                    network, data, task, validation, schedule.batch_size
+                )
                 history.validation_scores.append(-current)
-            stalled = 0 if current < best - tol else stalled + 1
+            stalled = 0 if current < best - schedule.tol else stalled + 1
             if current < best:
                 best = current
                 if validation is not None:
                     best_state = _copy_state(network)
-            if stalled >= n_iter_no_change:
+            if stalled >= schedule.n_iter_no_change:
                 history.converged = True
                 break
     except KeyboardInterrupt:
         history.interrupted = True
     except torch.cuda.OutOfMemoryError as error:
         raise torch.cuda.OutOfMemoryError(
-            f"{error} Lower batch_size ({batch_size}), n_probes or projection_dim, or "
-            "use device='cpu'."
+            f"{error} Lower batch_size ({schedule.batch_size}), n_probes or "
+            "projection_dim, or use device='cpu'."
         ) from error
     if best_state is not None:
         network.load_state_dict(best_state)
     return history
 
 
+def run_epoch(network, data, task, optimizer, batches):
+    """Make one step for each batch of models; return the mean loss."""
+    total, n_models = 0.0, 0
+    for models in batches:
+        loss = task.loss(network(data[models]), models)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total = total + loss.detach() * len(models)
+        n_models += len(models)
+    return float(total) / n_models
+
+
+@torch.no_grad()
+def validate(network, data, task, models, batch_size):
+    """Score the network on models that are set aside."""
+    outputs = torch.cat([network(data[part]) for part in models.split(batch_size)])
+    return task.score(outputs, models=models)
+
+
 def _view_shapes(inputs, weight_shape):
     """Rows and columns of each view's matrix; the length of the spectrum."""
     return {
-        name: (len(inputs.spectrum_mean), 0)
-        if name == "spectrum"
-        else MATRIX_VIEWS[name].shape(weight_shape)
+        name: VIEWS[name].shape(weight_shape)
+        if VIEWS[name].sides
+        else (len(inputs.spectrum_mean), 0)
         for name in inputs.views
     }
 

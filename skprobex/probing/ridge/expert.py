@@ -4,7 +4,8 @@ Linear ProbeX is the dense expert under a Tucker decomposition (Horwitz et al., 
 2025, proposition 1). Here the decomposition is computed instead of trained.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,19 +14,69 @@ from ..._warnings import warn
 from ..deltas import DecomposedDeltas
 from ..device import solver_device
 from ..linalg import fix_signs, leading_directions
-from ..naming import Naming, TextSide
-from .fusion import as_blocks, best_blocks, fuse, in_order, keep_best
+from ..tasks import Task
+from ..text_side import TextSide
+from .choice import ViewSearch, join
 from .path import RidgePath
-from .probes import ProbedView, fit_features
-from .sampling import MAX_DECOMPOSED, Sample
-from .selection import (
-    Ridges,
-    candidate_views,
-    choose_penalty,
-    compare_normalizations,
-    join,
-    search_views,
-)
+from .probes import ProbedView, fit_features, list_candidates
+from .sampling import MAX_COMPARED, MAX_DECOMPOSED, draw_sample, probe_all
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an expert is fitted to, and what is asked of it: plain data.
+
+    Attributes
+    ----------
+    layers : dict of str to Weights
+    centers : dict of str to object
+        Of each layer, as `find_center` takes it.
+    views : "auto" or tuple of str
+    normalize : "auto" or bool
+    n_probes : int
+    alphas : sequence of float
+        In units of the features' mean squared norm.
+    n_components : int or None
+    device : torch.device
+    dtype : torch.dtype
+        Of all layers, as their features are joined.
+    generator : torch.Generator
+    task : Task or None
+        On the device that solves, in float64.
+    n_layers : int, optional
+        Layers to use at most.
+    """
+
+    layers: dict
+    centers: dict
+    views: str | tuple
+    normalize: str | bool
+    n_probes: int
+    alphas: tuple
+    n_components: int | None
+    device: torch.device
+    dtype: torch.dtype
+    generator: torch.Generator
+    task: Task | None = None
+    n_layers: int | None = None
+
+    @property
+    def n_models(self):
+        return len(next(iter(self.layers.values())))
+
+    @property
+    def n_decomposed(self):
+        """How many models are decomposed: of layers that are compared, not all are."""
+        if len(self.layers) == 1:
+            return self.n_models
+        return len(self.layers) * min(self.n_models, MAX_COMPARED)
+
+    def open(self, name):
+        """Open one layer's deltas; nothing is held before it is asked for."""
+        weights, center = self.layers[name], self.centers[name]
+        return DecomposedDeltas.open(
+            weights, center, self.device, self.dtype, self.generator
+        )
 
 
 @saved
@@ -35,8 +86,7 @@ class ProbedLayer:
 
     Attributes
     ----------
-    name : str or None
-        None if W is this one layer.
+    name : str
     center : Tensor of shape (d_out, d_in) or None
     sketch : Tensor or None
         See `spectral.thin_svd`.
@@ -46,12 +96,16 @@ class ProbedLayer:
     normalize : bool
     """
 
-    name: str | None
+    name: str
     center: torch.Tensor | None
     sketch: torch.Tensor | None
     views: list[ProbedView]
     shares: list[float]
     normalize: bool
+
+    @property
+    def n_features(self):
+        return sum(view.n_features for view in self.views)
 
     def features(self, weights, device, dtype):
         """Compute the probed features, ``(n_models, n_features)``."""
@@ -59,13 +113,15 @@ class ProbedLayer:
             DecomposedDeltas(weights, self.center, self.sketch, device, dtype)
         )
 
-    def probe(self, deltas, reduce=None):
+    def probe(self, deltas, reduce=None, progress=lambda n: None):
         """Compute the probed features of decomposed deltas, reduced batch by batch."""
-        batches = (
-            join([view.features(factors) for view in self.views], self.shares)
-            for factors in deltas.once()
-        )
-        return torch.cat(list(map(reduce, batches) if reduce else batches))
+        parts = []
+        for factors in deltas.once():
+            features = [view.features(factors) for view in self.views]
+            joined = join(features, self.shares)
+            parts.append(reduce(joined) if reduce else joined)
+            progress(len(joined))
+        return torch.cat(parts)
 
 
 @saved
@@ -80,170 +136,167 @@ class ClosedFormExpert:
     components: torch.Tensor | None
     alpha: torch.Tensor
     view_scores: dict = field(default_factory=dict)
-    layer_scores: dict = field(default_factory=dict)
     loo_predictions: torch.Tensor | None = None
     text_side: TextSide | None = None
-
-    def per_layer(self, get):
-        """Collect something of each layer: by its name, where there are several."""
-        if self.layers[0].name is None:
-            return get(self.layers[0])
-        return {layer.name: get(layer) for layer in self.layers}
-
-    @property
-    def center(self):
-        return self.per_layer(lambda layer: layer.center)
-
-    @property
-    def normalize(self):
-        return self.per_layer(lambda layer: layer.normalize)
-
-    @property
-    def view_names(self):
-        return self.per_layer(lambda layer: tuple(view.name for view in layer.views))
-
-    @property
-    def probes(self):
-        """Probes of each matrix view: U and V."""
-        return self.per_layer(
-            lambda layer: {
-                view.name: (view.left, view.right)
-                for view in layer.views
-                if view.left is not None
-            }
-        )
 
     @property
     def n_components(self):
         parts = self.coef.T if self.components is None else self.components
         return len(parts)
 
-    def scale_outputs(self, slope, offset):
-        """Replace every prediction f by ``slope * f + offset``, one pair a target."""
-        self.coef = self.coef * slope[:, None]
-        self.intercept = self.intercept * slope + offset
+    def scaled(self, slope, offset):
+        """The expert that predicts ``slope * f + offset``, arrays of one per target."""
+        slope, offset = (part.astype(self.coef.dtype) for part in (slope, offset))
+        return replace(
+            self,
+            coef=self.coef * slope[:, None],
+            intercept=self.intercept * slope + offset,
+        )
 
-    def features(self, weights, device):
+    def features(self, layers, device):
         """Compute the centred probed features, ``(n_models, n_features)``.
 
         Parameters
         ----------
-        weights : weights, or mapping of str to weights
+        layers : mapping of str to Weights
         device : torch.device
         """
         parts = [
-            layer.features(
-                weights if layer.name is None else weights[layer.name],
-                device,
-                self.coef.dtype,
-            )
+            layer.features(layers[layer.name], device, self.coef.dtype)
             for layer in self.layers
         ]
         return torch.cat(parts, dim=1) - self.feature_mean
 
-    def predict(self, weights, device):
+    def predict(self, layers, device):
         """Ridge predictions, ``(n_models, n_targets)``."""
-        return self.features(weights, device) @ self.coef.T + self.intercept
+        return self.features(layers, device) @ self.coef.T + self.intercept
 
-    def transform(self, weights, device):
+    def transform(self, layers, device):
         """Probed features, along the principal directions where there are any."""
-        features = self.features(weights, device)
+        features = self.features(layers, device)
         return features if self.components is None else features @ self.components.T
 
+    def sensitivities(self, rows, side, layer_name):
+        """Squared sensitivities of predictions to each dimension of a layer.
 
-def fit_closed_form(
-    layers,
-    targets,
-    task,
-    *,
-    views,
-    normalize,
-    n_probes,
-    alphas,
-    n_components,
-    generator,
-    sample_weight=None,
-    n_layers=None,
-):
+        Parameters
+        ----------
+        rows : list of int
+            Numbers of the predictions.
+        side : {"left", "right"}
+            The outputs or the inputs of the layer.
+        layer_name : str
+
+        Returns
+        -------
+        dict of str to ndarray of shape (d,)
+            By view, as shares of the squared norm of all coefficients; views that do
+            not look at this side are left out. The expert holds arrays.
+        """
+        found, start = {}, 0
+        coef = self.coef[rows].astype("float64")
+        total = 0.0
+        for layer in self.layers:
+            for view, share in zip(layer.views, layer.shares, strict=True):
+                block = coef[:, start : start + view.n_features] * share**0.5
+                start += view.n_features
+                total += (block**2).sum()
+                if layer.name == layer_name and side in view.view.sides:
+                    found[view.name] = view.sensitivities(block, side)
+        return {name: values / (total or 1.0) for name, values in found.items()}
+
+
+def fit_ridge(problem: Problem, progress: Callable[[int], None]) -> ClosedFormExpert:
     """Fit probes, features and ridge; choose by exact leave-one-out.
 
     Parameters
     ----------
-    layers : iterable of (str or None, DecomposedDeltas)
-        One pair named None, or several layers of the same models.
-    targets : Tensor of shape (n_models, n_targets)
-        With Naming, the task's own are taken.
-    task : one of ``tasks.TASKS``, or Naming
-    views : "auto" or tuple of str
-    normalize : "auto" or bool
-    n_probes : int
-    alphas : sequence of float
-        In units of the features' mean squared norm.
-    n_components : int or None
-    generator : torch.Generator
-    sample_weight : Tensor of shape (n_models,), optional
-    n_layers : int, optional
-        Layers to use at most.
+    problem : Problem
+    progress : callable
+        Called with the number of models that were decomposed.
 
     Returns
     -------
     ClosedFormExpert
     """
-    home, dtype = targets.device, targets.dtype
-    solver = solver_device(home)
-    is_naming = isinstance(task, Naming)
-    targets = task.targets if is_naming else targets.to(solver, torch.float64)
-    if sample_weight is not None:
-        sample_weight = sample_weight.to(solver, torch.float64)
-
-    candidates = candidate_views(views, normalize)
-    blocks, opened, view_scores, layer_scores = [], {}, {}, {}
-    sample = None
-    for name, deltas in layers:
-        if sample is None:
-            sample = Sample.draw(deltas, targets, task, sample_weight)
-        part = sample.of(deltas)
-        probed, features = fit_features(part, candidates, n_probes, generator)
-        ridges = sample.ridges(features, alphas)
-        opened[name] = deltas
-        found = as_blocks(name, deltas, candidates, probed, features)
-        if name is None:
-            search = search_views if views == "auto" else compare_normalizations
-            choice, view_scores = search(candidates, ridges.fit)
-            blocks = found
-            break
-        chosen, scores = best_blocks(found, candidates, ridges, views == "auto")
-        blocks = keep_best(blocks + chosen)
-        view_scores[name], layer_scores[name] = scores, max(scores.values())
-        deltas.progress = part.progress = None
+    task, alphas = problem.task, problem.alphas
+    choice, opened, sample, scores = choose_features(problem, progress)
+    layers = probed_layers(choice.blocks, choice.shares, opened)
+    reduction, penalty = None, choice.penalty
+    if sample is None:
+        path = choice.path
+        if path.features is None:
+            path = path.with_features(choice.joined_features())
+        del choice
     else:
-        features, kernels = zip(*((b.features, b.kernel) for b in blocks), strict=True)
-        ridges = sample.ridges(features, alphas, list(kernels))
-        choice = in_order(fuse(blocks, ridges.fit, n_layers), blocks, list(opened))
-    chosen = probed_layers(blocks, choice.members, choice.shares)
-    reduction = None
-    if sample.models is None:
-        ridges.settle(choice)
-        path, penalty = choice.path, choice.penalty
-    else:
-        sample.keep(blocks, choice)
+        layers_and_features = [(layer, _features_of(layer, choice)) for layer in layers]
         # What was compared is not needed any more, and may take as much memory.
-        del blocks, found, features, ridges, choice
-        features, reduction = sample.probe_all(
-            chosen, opened, targets, task, sample_weight
+        del choice
+        features, reduction = probe_all(
+            layers_and_features, opened, sample, task, progress
         )
-        path = RidgePath(features.to(solver), targets, sample_weight)
-        penalty = choose_penalty(path, task, alphas)
+        path = RidgePath(features.to(task.targets.device), task.targets, task.weight)
+        penalty = task.choose_penalty(path, alphas)
     if not len(path.eigenvalues):
         warn(
             "All models look alike: every prediction will be the same. Are these the "
             "weights that training changed?"
         )
+    path, alpha, text_side = task.tune(path, penalty, alphas)
+    fitted = solve(path, alpha, problem.n_components, problem.dtype, reduction)
+    home = problem.device, problem.dtype
+    return ClosedFormExpert(
+        layers,
+        **{k: None if v is None else v.to(*home) for k, v in fitted.items()},
+        alpha=alpha,
+        view_scores=scores,
+        loo_predictions=penalty.predictions,
+        text_side=None if text_side is None else text_side.to(*home),
+    )
 
-    alpha, text_side = penalty.alpha, None
-    if is_naming:
-        text_side, alpha = task.tune(path, alphas)
-        text_side = text_side.to(home, dtype)
+
+def choose_features(problem, progress):
+    """Open layer after layer, compare their views, and choose what is summed.
+
+    Returns
+    -------
+    choice : Choice
+        On the models of the sample.
+    opened : dict of str to DecomposedDeltas
+        Of all models, by layer.
+    sample : Tensor of int or None
+        See `draw_sample`.
+    scores : dict of str to dict of str to float
+        See `ViewSearch`.
+    """
+    task, opened = problem.task, {}
+    candidates = list_candidates(problem.views, problem.normalize)
+    sample = search = None
+    for name in problem.layers:
+        opened[name] = deltas = problem.open(name)
+        if search is None:
+            sample = draw_sample(deltas, task)
+            compared = task if sample is None else task.take(sample)
+            is_auto = problem.views == "auto"
+            search = ViewSearch(candidates, is_auto, compared, problem.alphas)
+        part = deltas if sample is None else deltas.take(sample)
+        search.add_layer(
+            name,
+            *fit_features(
+                part, candidates, problem.n_probes, problem.generator, progress
+            ),
+        )
+    return search.choose(problem.n_layers), opened, sample, search.scores
+
+
+def solve(path, alpha, n_components, dtype, reduction):
+    """Solve the ridge, and find the principal directions of its features.
+
+    Returns
+    -------
+    dict of str to Tensor
+        What a `ClosedFormExpert` holds of it, in terms of all features.
+    """
     coef, intercept = path.solve(alpha)
     components = None
     if n_components is not None:
@@ -258,62 +311,50 @@ def fit_closed_form(
         if components is not None:
             components = fix_signs(reduction.restore(components))
         feature_mean = reduction.mean.to(coef) + reduction.restore(feature_mean)
-
-    def settle(tensor):
-        return None if tensor is None else tensor.to(home, dtype)
-
-    return ClosedFormExpert(
-        layers=chosen,
-        feature_mean=settle(feature_mean),
-        coef=settle(coef),
-        intercept=settle(intercept),
-        components=settle(components),
-        alpha=alpha,
-        view_scores=view_scores,
-        layer_scores=layer_scores,
-        loo_predictions=penalty.predictions,
-        text_side=text_side,
-    )
+    return {
+        "feature_mean": feature_mean,
+        "coef": coef,
+        "intercept": intercept,
+        "components": components,
+    }
 
 
-def fit_unsupervised(layers, *, views, normalize, n_probes, n_components, generator):
+def fit_unsupervised(problem: Problem) -> ClosedFormExpert:
     """Probe views without targets: principal components of all layers side by side.
-
-    Parameters
-    ----------
-    layers : iterable of (str or None, DecomposedDeltas)
-    views : tuple of str
-    normalize : bool
-    n_probes, n_components : int
-    generator : torch.Generator
 
     Returns
     -------
     ClosedFormExpert
         Without outputs.
     """
-    candidates = candidate_views(views, normalize)
-    blocks = []
-    for name, deltas in layers:
-        probed, features = fit_features(deltas, candidates, n_probes, generator)
-        blocks += as_blocks(name, deltas, candidates, probed, features)
-    home, dtype = features[0].device, features[0].dtype
-    solver = solver_device(home)
-    no_targets = torch.zeros(len(features[0]), 0, dtype=torch.float64, device=solver)
-    ridges = Ridges([b.features for b in blocks], no_targets, None, ())
-    members = tuple(range(len(blocks)))
-    features, precision = ridges.joined(members), 10 * torch.finfo(dtype).eps
+    candidates = list_candidates(problem.views, problem.normalize)
+    layers, parts = [], []
+    share = 1 / (len(candidates) * len(problem.layers))
+    for name in problem.layers:
+        deltas = problem.open(name)
+        probed, features = fit_features(
+            deltas, candidates, problem.n_probes, problem.generator
+        )
+        shares = [share] * len(probed)
+        layers.append(
+            ProbedLayer(
+                name, deltas.center, deltas.sketch, probed, shares, problem.normalize
+            )
+        )
+        parts.append(join(features, shares))
+    home, dtype = problem.device, problem.dtype
+    features = torch.cat(parts, dim=1).to(solver_device(home), torch.float64)
+    precision = 10 * torch.finfo(dtype).eps
     feature_mean = features.mean(dim=0)
     if len(features) <= MAX_DECOMPOSED:
-        path = RidgePath(features, no_targets)
-        components = path.principal_directions(n_components, precision)
+        path = RidgePath(features, features[:, :0])
+        components = path.principal_directions(problem.n_components, precision)
     else:
         components = leading_directions(
-            features.sub_(feature_mean), n_components, precision
+            features.sub_(feature_mean), problem.n_components, precision
         )
-    shares = (1 / len(blocks),) * len(blocks)
     return ClosedFormExpert(
-        layers=probed_layers(blocks, members, shares),
+        layers=layers,
         feature_mean=feature_mean.to(home, dtype),
         coef=torch.zeros(0, components.shape[1], dtype=dtype, device=home),
         intercept=torch.zeros(0, dtype=dtype, device=home),
@@ -322,16 +363,31 @@ def fit_unsupervised(layers, *, views, normalize, n_probes, n_components, genera
     )
 
 
-def probed_layers(blocks, members, shares):
-    """Put the chosen blocks of each layer together."""
+def probed_layers(blocks, shares, opened):
+    """Put the chosen blocks of each layer together.
+
+    Returns
+    -------
+    list of ProbedLayer
+        In the order of their features.
+    """
     layers = {}
-    for i, share in zip(members, shares, strict=True):
-        block = blocks[i]
-        if block.name not in layers:
-            layers[block.name] = ProbedLayer(
-                block.name, block.center, block.sketch, [], [], block.normalize
+    for block, share in zip(blocks, shares, strict=True):
+        if block.layer not in layers:
+            deltas = opened[block.layer]
+            layers[block.layer] = ProbedLayer(
+                block.layer, deltas.center, deltas.sketch, [], [], True
             )
-        layer = layers[block.name]
+        layer = layers[block.layer]
         layer.views += block.views
         layer.shares += [share / len(block.views)] * len(block.views)
+        if block.normalize is not None:
+            layer.normalize = block.normalize
     return list(layers.values())
+
+
+def _features_of(layer, choice):
+    """Features of the sample of one chosen layer, with their shares."""
+    blocks = zip(choice.blocks, choice.shares, strict=True)
+    own = [(b.features, share) for b, share in blocks if b.layer == layer.name]
+    return join(*zip(*own, strict=True))

@@ -3,7 +3,7 @@
 Minimises ``sum_i w_i (y_i - b - phi_i^T B)^2 + alpha |B|^2`` over B and b.
 """
 
-from typing import NamedTuple
+from copy import copy
 
 import torch
 
@@ -16,26 +16,6 @@ AT_ONCE = 512
 SPAN_TOLERANCE = 1e-9
 
 
-class Penalty(NamedTuple):
-    """A penalty that leave-one-out chose, and how well it does.
-
-    Attributes
-    ----------
-    alpha : Tensor of shape (n_targets,)
-        Penalty of each target; equal for all classes.
-    predictions : Tensor of shape (n_models, n_targets)
-        Leave-one-out predictions at these penalties.
-    score : float
-    error : float
-        What the penalty was chosen by; the smaller the better.
-    """
-
-    alpha: torch.Tensor
-    predictions: torch.Tensor
-    score: float
-    error: float
-
-
 class RidgePath:
     """Ridge solutions for every penalty from one eigendecomposition.
 
@@ -44,7 +24,7 @@ class RidgePath:
     Parameters
     ----------
     features : Tensor of shape (n_models, p) or None
-        None leaves it at `leave_one_out` until they are set.
+        None leaves it at `leave_one_out`; see `with_features`.
     targets : Tensor of shape (n_models, n_targets)
     sample_weight : Tensor of shape (n_models,), optional
     kernel : Tensor of shape (n_models, n_models), optional
@@ -64,7 +44,7 @@ class RidgePath:
         # The leverage of the intercept. Without it the left-out target leaks through
         # the mean of the targets, and small penalties look perfect.
         self.shares, self._roots = _shares_and_roots(targets, sample_weight)
-        self.set_targets(targets)
+        self.targets = targets
         n_models = len(targets)
         if kernel is None and n_models <= features.shape[1]:
             kernel = centred_kernel(features, sample_weight)
@@ -84,10 +64,21 @@ class RidgePath:
                 torch.matmul(rows, directions, out=part)
         self.vectors = vectors  # (n_models, r)
 
-    def set_targets(self, targets):
-        """Put other targets in the place of those of before, ``(n_models, ...)``."""
-        self.targets = targets
-        self.target_mean = self.shares @ targets
+    @property
+    def target_mean(self):
+        return self.shares @ self.targets
+
+    def with_targets(self, targets):
+        """The ridge of the same features on other targets, ``(n_models, ...)``."""
+        other = copy(self)
+        other.targets = targets
+        return other
+
+    def with_features(self, features):
+        """The same ridge, where it was fitted on the kernel of these features."""
+        other = copy(self)
+        other.features = features
+        return other
 
     @property
     def feature_mean(self):

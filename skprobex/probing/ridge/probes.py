@@ -1,19 +1,50 @@
 """Probes from the training models (HOSVD), and the features they give."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ..._registry import saved
 from ..deltas import RepeatedPasses, root_mean_square
 from ..linalg import eigh_descending, fix_signs, gram, qr
-from ..spectral import rows, unrow
-from ..views import MATRIX_VIEWS, View, scaled_singular, spectrum, symmetric_features
+from ..spectral import rows
+from ..views import AUTO_VIEWS, VIEWS, View, project, scaled_singular
 
 # Sides wider than this are first projected to a subspace of as many dimensions, or of
 # three times as many as probes. Measured on layers of 64 with 8 to 16 probes: as
 # accurate as the whole side; twice as many lose up to a point on LoRA layers.
 MIN_SUBSPACE = 192
+
+
+class Candidate(NamedTuple):
+    """A view, and whether its deltas are scaled to unit norm.
+
+    None: the view is that of both, before any scaling.
+    """
+
+    view: View
+    normalize: bool | None
+
+
+def list_candidates(names, normalize):
+    """List what is to be probed.
+
+    Parameters
+    ----------
+    names : "auto" or tuple of str
+    normalize : "auto" or bool
+
+    Returns
+    -------
+    list of Candidate
+    """
+    views = [VIEWS[name] for name in (AUTO_VIEWS if names == "auto" else names)]
+    options = (True, False) if normalize == "auto" else (normalize,)
+    candidates = [Candidate(view, o) for o in options for view in views if view.sides]
+    # The spectrum is that of the delta before normalising: once is enough.
+    return candidates + [Candidate(view, None) for view in views if not view.sides]
 
 
 @saved
@@ -42,23 +73,65 @@ class ProbedView:
     length: int = 0
     spread: float = 1.0
 
+    @property
+    def view(self):
+        return VIEWS[self.name]
+
+    @property
+    def n_features(self):
+        return self.view.count_features(self)
+
     def features(self, factors):
-        """Compute ``vec(U^T M_i V) / spread`` of a batch of deltas.
+        """Compute the features over their spread, ``(b, n_features)``."""
+        return self.view.probe(factors, self) / self.spread
+
+    def coefficient_matrices(self, coef):
+        """Put coefficients on ``vec(U^T M V)`` back into matrices C.
+
+        Parameters
+        ----------
+        coef : ndarray of shape (n_outputs, n_features)
+            Of a matrix view.
 
         Returns
         -------
-        Tensor of shape (b, n_features)
+        ndarray of shape (n_outputs, n_probes, n_probes)
+            Such that ``coef @ vec(U^T M V)`` is ``<C, U^T M V>``.
         """
-        if self.name == "spectrum":
-            return spectrum(factors, self.length, self.scale) / self.spread
-        view = MATRIX_VIEWS[self.name]
-        gain = view.gain(scaled_singular(factors, self.scale))  # (b, k)
-        left = project(getattr(factors, view.left), self.left)  # (b, n_probes, k)
-        if view.symmetric:
-            probed = (left * gain[:, None, :]) @ left.mT
-            return symmetric_features(probed) / self.spread
-        right = project(getattr(factors, view.right), self.right)
-        return ((left * gain[:, None, :]) @ right.mT).flatten(1) / self.spread
+        n_left, n_right = self.left.shape[1], self.right.shape[1]
+        if not self.view.symmetric:
+            return coef.reshape(-1, n_left, n_right)
+        upper, columns = np.triu_indices(n_left)
+        # Off the diagonal a feature is sqrt(2) times its entry, which C holds twice.
+        halves = np.where(upper == columns, 1.0, 0.5**0.5) * coef
+        matrices = np.zeros((len(coef), n_left, n_left), dtype=coef.dtype)
+        matrices[:, upper, columns] = halves
+        matrices[:, columns, upper] = halves
+        return matrices
+
+    def sensitivities(self, coef, side):
+        """Squared sensitivity of what coefficients predict to each dimension of a side.
+
+        Parameters
+        ----------
+        coef : ndarray of shape (n_outputs, n_features)
+            On these features; the view holds arrays.
+        side : {"left", "right"}
+            A side that the view looks at.
+
+        Returns
+        -------
+        ndarray of shape (d,)
+            They sum to the squared norm of the coefficients.
+        """
+        matrices = self.coefficient_matrices(coef)  # (n_outputs, p, q)
+        if self.view.left == side:
+            moments = np.einsum("tpk,tqk->pq", matrices, matrices)
+            probes = self.left
+        else:
+            moments = np.einsum("tkp,tkq->pq", matrices, matrices)
+            probes = self.right
+        return ((probes @ moments) * probes).sum(axis=1)
 
 
 class SubspaceDeltas(RepeatedPasses):
@@ -76,6 +149,8 @@ class SubspaceDeltas(RepeatedPasses):
         The sides that the views look at; of the others nothing is kept.
     n_probes : int
     generator : torch.Generator
+    progress : callable
+        Called with the number of models that were decomposed.
 
     Attributes
     ----------
@@ -84,18 +159,19 @@ class SubspaceDeltas(RepeatedPasses):
         The subspaces, of sides wider than them.
     """
 
-    def __init__(self, deltas, sides, n_probes, generator):
+    def __init__(self, deltas, sides, n_probes, generator, progress):
         width = max(MIN_SUBSPACE, 3 * n_probes)
-        loudness = View("log", "", "", logarithmic=True).gain
+        log_gain = VIEWS["log_xtx"].gain
         tests, sums = {}, {}
         self.norms, self.n_bytes = [], 0
         for factors in deltas:
+            progress(len(factors.norms))
             self.norms.append(factors.norms)
             for side in sides:
                 basis = getattr(factors, side)  # (b, d, k)
                 n_kept = min(width, basis.shape[1]) * len(basis) * basis.shape[2]
                 self.n_bytes += n_kept * basis.itemsize
-            gain = loudness(factors.singular).reshape(-1, 1)
+            gain = log_gain(factors.singular).reshape(-1, 1)
             # In one order, so that the same seed draws the same matrices.
             for side in sorted(sides):
                 vectors = rows(getattr(factors, side))  # (b * k, d)
@@ -125,7 +201,7 @@ class SubspaceDeltas(RepeatedPasses):
         return self.bases[side] @ probes if side in self.bases else probes
 
 
-def fit_features(deltas, candidates, n_probes, generator):
+def fit_features(deltas, candidates, n_probes, generator, progress=lambda n: None):
     """Find the probes of each candidate view, and probe the training models.
 
     The probes of a view are the leading eigenvectors of ``sum M_i M_i^T`` and
@@ -135,30 +211,37 @@ def fit_features(deltas, candidates, n_probes, generator):
     Parameters
     ----------
     deltas : DecomposedDeltas
-    candidates : list of (str, bool)
-        Views and whether their deltas are normalised.
+    candidates : list of Candidate
     n_probes : int
     generator : torch.Generator
+    progress : callable, optional
+        Called with the number of models that were decomposed.
 
     Returns
     -------
     probed : list of ProbedView
     features : list of Tensor of shape (n_models, n_features)
     """
-    views = [MATRIX_VIEWS[name] for name, _ in candidates if name != "spectrum"]
-    sides = {side for view in views for side in (view.left, view.right)}
-    deltas = SubspaceDeltas(deltas, sides, n_probes, generator)
+    sides = set().union(*(candidate.view.sides for candidate in candidates))
+    deltas = SubspaceDeltas(deltas, sides, n_probes, generator, progress)
     typical_norm = root_mean_square(deltas.norms)
     probed = fit_probes(deltas, candidates, typical_norm, n_probes)
-    features = collect_features(deltas, probed)
-    for view in probed:
-        if view.left is not None:
-            sides = MATRIX_VIEWS[view.name]
-            view.left = deltas.lift(view.left, sides.left)
-            view.right = (
-                view.left if sides.symmetric else deltas.lift(view.right, sides.right)
-            )
-    return probed, features
+    features, spreads = collect_features(deltas, probed)
+    return [
+        replace(lift(view, deltas), spread=spread)
+        for view, spread in zip(probed, spreads, strict=True)
+    ], features
+
+
+def lift(probed, deltas):
+    """Take the probes of a view back from the subspaces to the weights."""
+    view = probed.view
+    if not view.sides:
+        return probed
+    left = deltas.lift(probed.left, view.left)
+    # One tensor on both sides stays one.
+    right = left if view.symmetric else deltas.lift(probed.right, view.right)
+    return replace(probed, left=left, right=right)
 
 
 def fit_probes(deltas, candidates, typical_norm, n_probes):
@@ -169,57 +252,53 @@ def fit_probes(deltas, candidates, typical_norm, n_probes):
     list of ProbedView
         With `spread` not yet known.
     """
+
+    def scale_of(candidate):
+        return None if candidate.normalize else typical_norm
+
     sums = {}
     length = 0
     for factors in deltas:
         length = max(length, factors.singular.shape[1])
-        for name, normalize in candidates:
-            if name == "spectrum":
+        for candidate in candidates:
+            if not candidate.view.sides:
                 continue
-            view = MATRIX_VIEWS[name]
-            scale = None if normalize else typical_norm
-            gain = view.gain(scaled_singular(factors, scale))
-            for side in {view.left, view.right}:
+            gain = candidate.view.gain(scaled_singular(factors, scale_of(candidate)))
+            for side in candidate.view.sides:
                 moment = _second_moment(getattr(factors, side), gain)
-                key = (name, normalize, side)
-                sums[key] = sums.get(key, 0) + moment
+                sums[candidate, side] = sums.get((candidate, side), 0) + moment
     probes = {key: leading_eigenvectors(total, n_probes) for key, total in sums.items()}
     probed = []
-    for name, normalize in candidates:
-        if name == "spectrum":
-            probed.append(ProbedView(name, typical_norm, length=length))
-            continue
-        view = MATRIX_VIEWS[name]
-        scale = None if normalize else typical_norm
-        left, right = (
-            probes[name, normalize, side] for side in (view.left, view.right)
-        )
-        probed.append(ProbedView(name, scale, left, right))
+    for candidate in candidates:
+        view, scale = candidate.view, scale_of(candidate)
+        if view.sides:
+            left, right = (probes[candidate, s] for s in (view.left, view.right))
+            probed.append(ProbedView(view.name, scale, left, right))
+        else:
+            probed.append(ProbedView(view.name, scale, length=length))
     return probed
 
 
 def collect_features(deltas, probed):
-    """Probe every delta, and set the spread of every view.
+    """Probe every delta, and measure the spread of every view.
 
     Returns
     -------
-    list of Tensor of shape (n_models, n_features), one for each view
+    features : list of Tensor of shape (n_models, n_features), one for each view
+        At unit spread.
+    spreads : list of float
     """
     batches = [[view.features(factors) for view in probed] for factors in deltas]
     collected = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-    for view, features in zip(probed, collected, strict=True):
+    spreads = []
+    for features in collected:
         mean = features.mean(dim=0)
         spread = (features - mean).square().sum(dim=1).mean().sqrt().item()
         # Rounding errors of what is the same for all models are not blown up.
         floor = 100 * torch.finfo(features.dtype).eps * mean.norm().item()
-        view.spread = spread if spread > floor else 1.0
-        features /= view.spread
-    return collected
-
-
-def project(bases, basis):
-    """Coordinates of vectors ``(b, d, k)`` in a basis ``(d, m)``, ``(b, m, k)``."""
-    return unrow(rows(bases) @ basis, len(bases))
+        spreads.append(spread if spread > floor else 1.0)
+        features /= spreads[-1]
+    return collected, spreads
 
 
 def leading_eigenvectors(matrix, n_vectors):

@@ -5,15 +5,13 @@ views. On a sample of bounded size that is a fixed cost, and the time of a fit g
 with the number of models as reading them does.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ..device import solver_device
-from ..naming import Naming
 from .path import AT_ONCE, centred_span
-from .selection import Ridges
 
 # Views are compared, and probes computed, on at most so many models. Measured on 700
 # models of 40 classes (benchmarks/sampling.py): within .15 points of all.
@@ -24,132 +22,87 @@ MAX_COMPARED = 512
 MAX_DECOMPOSED = 1024
 
 
-@dataclass
-class Sample:
-    """The models that views are compared on, and what is known of them.
+def draw_sample(deltas, task):
+    """Choose the models that views are compared on, where there are too many for all.
 
-    Attributes
+    Parameters
     ----------
-    models : Tensor of int, shape (n_sampled,) or None
+    deltas : DecomposedDeltas
+        Of any layer.
+    task : Task
+
+    Returns
+    -------
+    Tensor of int, shape (n_sampled,), or None
         Their positions, ascending. None: all models.
-    sizes : Tensor of shape (n_models,) or None
-        Of all models, where some are sampled.
-    targets : Tensor of shape (n_sampled, n_targets)
-    task : one of ``tasks.TASKS``, or Naming
-    sample_weight : Tensor of shape (n_sampled,) or None
-    features : dict of str to list of Tensor of shape (n_sampled, n_features)
-        Of the chosen views, once they are chosen, by layer.
     """
+    if len(task) <= MAX_COMPARED:
+        return None
+    return choose_models(MAX_COMPARED, deltas.sizes, task)
 
-    models: torch.Tensor | None
-    sizes: torch.Tensor | None
-    targets: torch.Tensor
-    task: object
-    sample_weight: torch.Tensor | None
-    features: dict = field(default_factory=dict)
 
-    @classmethod
-    def draw(cls, deltas, targets, task, sample_weight):
-        """Choose some of the models, where there are too many.
+def probe_all(layers, opened, sample, task, progress):
+    """Probe the models that are not in the sample, and put all in order.
 
-        Parameters
-        ----------
-        deltas : DecomposedDeltas
-        targets, task, sample_weight
-            Of all models.
-        """
-        if len(targets) <= MAX_COMPARED:
-            return cls(None, None, targets, task, sample_weight)
-        models = choose_models(MAX_COMPARED, deltas.sizes, targets, task)
-        if isinstance(task, Naming):
-            task = task.take(models)
-            targets = task.targets
-        else:
-            targets = targets[models]
-        if sample_weight is not None:
-            sample_weight = sample_weight[models]
-        return cls(models, deltas.sizes, targets, task, sample_weight)
+    Parameters
+    ----------
+    layers : list of (ProbedLayer, Tensor of shape (n_sampled, n_features))
+        With the features of the sample; emptied, so that they are let go of.
+    opened : dict of str to DecomposedDeltas
+        Of all models, by layer.
+    sample : Tensor of int, shape (n_sampled,)
+    task : Task
+        Of all models.
+    progress : callable
+        Called with the number of models that were decomposed.
 
-    def of(self, deltas):
-        """Deltas of the sample alone."""
-        return deltas if self.models is None else deltas.take(self.models)
+    Returns
+    -------
+    features : Tensor of shape (n_models, n_features)
+        Reduced where both are more than `MAX_DECOMPOSED`.
+    reduction : Reduction or None
+    """
+    is_known = torch.zeros(len(task), dtype=torch.bool)
+    is_known[sample] = True
+    added = sample[:0]
+    widths = [features.shape[1] for _, features in layers]
+    is_reduced = min(len(task), sum(widths)) > MAX_DECOMPOSED
+    if is_reduced:
+        sizes = next(iter(opened.values())).sizes
+        some = choose_models(MAX_DECOMPOSED, sizes, task)
+        added = some[~is_known[some]]
+        is_known[added] = True
+    known, rest = torch.cat([sample, added]), (~is_known).nonzero().squeeze(1)
 
-    def keep(self, blocks, choice):
-        """Keep the features of the chosen blocks, as they are joined.
+    def probe(layer, models, reduce=None):
+        if not len(models):
+            return []
+        deltas = opened[layer.name].take(models)
+        return [layer.probe(deltas, reduce, progress)]
 
-        Parameters
-        ----------
-        blocks : list of Block
-        choice : Choice
-        """
-        for i, share in zip(choice.members, choice.shares, strict=True):
-            parts = self.features.setdefault(blocks[i].name, [])
-            parts.append(blocks[i].features * share**0.5)
-
-    def probe_all(self, layers, opened, targets, task, sample_weight):
-        """Probe all models; the features of the sample are known, and let go of.
-
-        Parameters
-        ----------
-        layers : list of ProbedLayer
-        opened : dict of str to DecomposedDeltas
-            Of all models, by layer.
-        targets, task, sample_weight
-            Of all models.
-
-        Returns
-        -------
-        features : Tensor of shape (n_models, n_features)
-            Reduced where both are more than `MAX_DECOMPOSED`.
-        reduction : Reduction or None
-        """
-        is_known = torch.zeros(len(targets), dtype=torch.bool)
-        is_known[self.models] = True
-        added = self.models[:0]
-        n_features = sum(
-            part.shape[1] for parts in self.features.values() for part in parts
-        )
-        is_reduced = min(len(targets), n_features) > MAX_DECOMPOSED
-        if is_reduced:
-            some = choose_models(MAX_DECOMPOSED, self.sizes, targets, task)
-            added = some[~is_known[some]]
-            is_known[added] = True
-        known, rest = torch.cat([self.models, added]), (~is_known).nonzero().squeeze(1)
-
-        def probe(layer, models, reduce=None):
-            deltas = opened[layer.name].take(models)
-            return [layer.probe(deltas, reduce)] if len(models) else []
-
-        parts = []
-        for layer in layers:
-            of_sample = torch.cat(self.features.pop(layer.name), dim=1)
-            parts.append(torch.cat([of_sample, *probe(layer, added)]))
-        del of_sample
-        widths = [part.shape[1] for part in parts]
-        seen, reduction = torch.cat(parts, dim=1), None
-        del parts
-        if is_reduced:
-            weight = None if sample_weight is None else sample_weight[known]
-            reduction = Reduction.fit(seen, weight)
-            seen = reduction.reduce(seen)
-            parts = [
-                probe(layer, rest, part.reduce)
-                for layer, part in zip(layers, reduction.split(widths), strict=True)
-            ]
-            unseen = [sum(part) for part in zip(*parts, strict=True)]
-        else:
-            unseen = [torch.cat([probe(layer, rest)[0] for layer in layers], dim=1)]
-        features = seen.new_empty(len(targets), seen.shape[1])
-        features[known] = seen
-        for part in unseen:  # one, or none where all models are known
-            features[rest] = part
-        return features, reduction
-
-    def ridges(self, features, alphas, kernels=None):
-        """Ridges on candidates' features of the sample."""
-        return Ridges(
-            features, self.targets, self.task, alphas, self.sample_weight, kernels
-        )
+    probed, parts = [layer for layer, _ in layers], []
+    while layers:
+        layer, features = layers.pop(0)
+        parts.append(torch.cat([features, *probe(layer, added)]))
+        del features
+    seen, reduction = torch.cat(parts, dim=1), None
+    del parts
+    if is_reduced:
+        weight = None if task.weight is None else task.weight[known]
+        reduction = Reduction.fit(seen, weight)
+        seen = reduction.reduce(seen)
+        parts = [
+            probe(layer, rest, part.reduce)
+            for layer, part in zip(probed, reduction.split(widths), strict=True)
+        ]
+        unseen = [sum(part) for part in zip(*parts, strict=True)]
+    else:
+        unseen = [torch.cat([probe(layer, rest)[0] for layer in probed], dim=1)]
+    features = seen.new_empty(len(task), seen.shape[1])
+    features[known] = seen
+    for part in unseen:  # one, or none where all models are known
+        features[rest] = part
+    return features, reduction
 
 
 @dataclass
@@ -200,7 +153,7 @@ class Reduction:
         return torch.cat([vectors @ part.to(vectors) for part in columns], dim=-1)
 
 
-def choose_models(n_chosen, sizes, targets, task):
+def choose_models(n_chosen, sizes, task):
     """Choose models that stand for all, whatever order they come in.
 
     They are spread evenly over the sizes of the models. Half of them are shared out
@@ -211,23 +164,18 @@ def choose_models(n_chosen, sizes, targets, task):
     n_chosen : int
         Fewer than there are.
     sizes : Tensor of shape (n_models,)
-        See `deltas.sizes_of`.
-    targets : Tensor of shape (n_models, n_targets)
-    task : one of ``tasks.TASKS``, or Naming
+        See `batches.sizes_of`.
+    task : Task
 
     Returns
     -------
     Tensor of int, shape (at most n_chosen,)
         Positions, ascending.
     """
-    targets = targets.cpu()
+    targets, rarity = task.targets.cpu(), task.rarity
     # Models of one size come in the order of their targets.
     order = torch.from_numpy(np.lexsort((*targets.T.numpy(), sizes.numpy())))
-    frequency = torch.full_like(sizes, 1 / len(sizes))
-    if task in ("binary", "multiclass", "multilabel"):
-        in_class = (targets > 0).double()
-        rarity = (in_class / in_class.sum(dim=0).clamp_min(1)).sum(dim=1)
-        frequency += rarity / rarity.sum().clamp_min(1)
+    frequency = 1 / len(sizes) + rarity / rarity.sum().clamp_min(1)
     passed = frequency[order].cumsum(0)
     steps = (torch.arange(n_chosen, dtype=passed.dtype) + 0.5) / n_chosen
     return order[torch.searchsorted(passed, steps * passed[-1])].unique()
