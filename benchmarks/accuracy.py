@@ -28,6 +28,7 @@ from skprobex.baselines import (
     make_dense_expert,
 )
 from skprobex.datasets import make_digit_jungle
+from skprobex.solvers import mvprobe, probex
 
 N_TEST = 200
 LAYERS = ("hidden1.weight", "hidden2.weight")
@@ -49,21 +50,10 @@ def forest(statistics):
     )
 
 
-def network(**settings):
+def network(published):
     """A published network, run for exactly the epochs asked for."""
-    sizes = {"n_probes": 128, "projection_dim": 128, "n_components": 512}
     return lambda seed, epochs: ProbeXClassifier(
-        solver="adam",
-        center=None,
-        normalize=False,
-        alpha=1e-5,
-        batch_size=128,
-        max_iter=epochs,
-        tol=0,
-        n_iter_no_change=epochs,
-        random_state=seed,
-        **sizes,
-        **settings,
+        **published(max_iter=epochs), random_state=seed
     )
 
 
@@ -72,18 +62,8 @@ METHODS = {
     "weight-statistics": Method(forest(WeightStatistics)),
     "spectral-statistics": Method(forest(SpectralStatistics)),
     "dense-expert": Method(lambda seed, epochs: make_dense_expert()),
-    "probex-2025": Method(
-        network(views=("xu",), standardize=False, learning_rate_init=1e-3),
-        published_epochs=500,
-    ),
-    "mvprobe-2026": Method(
-        network(
-            views=("xu", "xtu", "xxtu", "xtxu"),
-            standardize=True,
-            learning_rate_init=3e-4,
-        ),
-        published_epochs=3000,
-    ),
+    "probex-2025": Method(network(probex), probex()["solver"].max_iter),
+    "mvprobe-2026": Method(network(mvprobe), mvprobe()["solver"].max_iter),
     "default": Method(lambda seed, epochs: ProbeXClassifier(random_state=seed)),
 }
 

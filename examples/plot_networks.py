@@ -33,26 +33,22 @@ print("weights:", W.shape, " labels:", Y.shape)
 # where they end.
 
 from skprobex import ProbeXClassifier
+from skprobex.solvers import mvprobe, probex
 
 epochs = 10
-four_views = ("xu", "xtu", "xxtu", "xtxu")
-raw = {"center": None, "normalize": False}
 centred = {"center": "mean", "normalize": True}
 settings = {
-    "ProbeX": {"views": ("xu",), "standardize": False, **raw},
-    "MVProbe": {"views": four_views, **raw},
-    "MVProbe, centred": {"views": four_views, **centred},
-    "network on log_xtx": {"views": ("log_xtx",), **centred},
+    "ProbeX": probex(max_iter=epochs),
+    "MVProbe": mvprobe(max_iter=epochs),
+    "MVProbe, centred": {**mvprobe(max_iter=epochs), **centred},
+    "network on log_xtx": {
+        **mvprobe(max_iter=epochs),
+        **centred,
+        "views": ("log_xtx",),
+    },
 }
 methods = {
-    name: ProbeXClassifier(
-        solver="adam",
-        max_iter=epochs,
-        tol=0,
-        n_iter_no_change=epochs,
-        random_state=0,
-        **choice,
-    )
+    name: ProbeXClassifier(**choice, random_state=0)
     for name, choice in settings.items()
 }
 methods["closed form"] = ProbeXClassifier(random_state=0)
@@ -92,7 +88,7 @@ from skprobex.inspection import LossCurveDisplay
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for i, (name, method) in enumerate(methods.items()):
-    if method.solver == "adam":
+    if method.solver != "ridge":
         line = LossCurveDisplay.from_estimator(method, ax=left).line_
         line.set(label=name, color=f"C{i}")
     bar = right.barh(f"{name}\n{seconds[name]:.1f} s", accuracy[name], color=f"C{i}")

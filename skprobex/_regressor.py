@@ -43,9 +43,9 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
     normalize : "auto" or bool, default="auto"
         Whether each delta is scaled to unit Frobenius norm; if not, all are divided by
         one typical norm. ``"auto"`` tries both by leave-one-out.
-    solver : {"ridge", "adam"}, default="ridge"
-        The closed form, or the papers' networks trained end to end. What the networks
-        leave to ``"auto"`` is chosen by the closed form.
+    solver : {"ridge", "adam"} or solver object, default="ridge"
+        The closed form, or the papers' networks trained end to end: `solvers.Adam` has
+        their parameters, and what it leaves to ``"auto"`` is chosen by the closed form.
     alphas : array-like of float, default=None
         Ridge penalties, in units of the features' mean squared norm, chosen by exact
         leave-one-out. None: 15 values from 1e-4 to 1e3.
@@ -102,7 +102,8 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
     loss_curve_ : list of float
         Training loss of each epoch; only with ``solver="adam"``.
     validation_scores_ : list of float
-        Score of each epoch on the models set aside; only with ``early_stopping=True``.
+        Score of each epoch on the models set aside; only with
+        ``Adam(early_stopping=True)``.
     expert_ : object
         All fitted state; the attributes above are views of it.
 

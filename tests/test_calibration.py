@@ -7,7 +7,14 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from skprobex import ProbeXClassifier
 from skprobex.datasets import make_model_tree
-from skprobex.targets._calibration import fit_log_odds
+from skprobex.targets._labels import LabelSets, ManyClasses, TwoClasses
+
+CODINGS = {"binary": TwoClasses, "multilabel": LabelSets, "multiclass": ManyClasses}
+
+
+def fit_log_odds(kind, decisions, targets, weight=None):
+    coding = CODINGS[kind](np.arange(targets.shape[1]))
+    return coding.calibrate(decisions, targets, weight)
 
 
 def draw_binary(n, slope=3.0, offset=-1.0, seed=0):

@@ -19,7 +19,7 @@ from skprobex import (
 )
 from skprobex.exceptions import FileChangedError
 from skprobex.probing import batches as shards
-from skprobex.weights import _in_files as _layer
+from skprobex.weights import _contract
 
 LAYERS = ["dense.weight", "dense.bias", "lora.weight"]
 
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def models(folder, monkeypatch):
     # Batches of a few models, so that there are several.
-    monkeypatch.setattr(_layer, "BATCH_BYTES", 20 * 16 * 4 * 7)
+    monkeypatch.setattr(_contract, "BATCH_BYTES", 20 * 16 * 4 * 7)
     return open_models(folder)
 
 

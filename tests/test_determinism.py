@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import flat
 
 from skprobex import (
     LayerFusion,
@@ -28,7 +29,8 @@ from skprobex import (
     recover_heritage,
 )
 from skprobex.baselines import FlatDeltas, SpectralStatistics, WeightStatistics
-from skprobex.weights import _dense, _low_rank
+from skprobex.weights import _contract
+from skprobex.weights._dense import DenseWeights
 
 N = 36
 RNG = np.random.default_rng(0)
@@ -52,19 +54,21 @@ def encode(texts):
 
 def adam(expert, **parameters):
     return expert(
-        solver="adam",
-        max_iter=2,
-        n_iter_no_change=1,
-        tol=100,
-        n_probes=5,
-        projection_dim=4,
-        random_state=7,
-        **parameters,
+        **flat(
+            solver="adam",
+            max_iter=2,
+            n_iter_no_change=1,
+            tol=100,
+            n_probes=5,
+            projection_dim=4,
+            random_state=7,
+            **parameters,
+        )
     )
 
 
 def embedder(**parameters):
-    return ProbeXEmbedder(text_encoder=encode, random_state=7, **parameters)
+    return ProbeXEmbedder(**flat(text_encoder=encode, random_state=7, **parameters))
 
 
 # What is fitted, and on what; W may be permuted or taken in part.
@@ -153,8 +157,7 @@ def test_batches_of_any_size(name, weights, monkeypatch):
     expected = answers(fitted, weights)
     for n_models in (1, 7):
         n_bytes = n_models * (SMALL[0].nbytes if weights is SMALL else 3 * 266 * 8)
-        monkeypatch.setattr(_dense, "BATCH_BYTES", n_bytes)
-        monkeypatch.setattr(_low_rank, "BATCH_BYTES", n_bytes)
+        monkeypatch.setattr(_contract, "BATCH_BYTES", n_bytes)
         assert len(list(_batches(weights))) == -(-N // n_models)
         for method, values in answers(fitted, weights).items():
             if values.dtype.kind != "f":
@@ -164,7 +167,7 @@ def test_batches_of_any_size(name, weights, monkeypatch):
 
 
 def _batches(weights):
-    lifted = _dense.DenseWeights(weights) if weights is SMALL else weights
+    lifted = DenseWeights(weights) if weights is SMALL else weights
     return lifted.batches("cpu")
 
 

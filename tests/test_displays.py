@@ -5,6 +5,7 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+from networks import flat
 from sklearn.calibration import calibration_curve
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
@@ -301,7 +302,7 @@ def test_label_calibration_refuses(Y, shape, options, message):
 def test_loss_curve(tree):
     W, y = tree
     options = {"solver": "adam", "views": ("xu",), "normalize": True, "random_state": 0}
-    clf = ProbeXClassifier(early_stopping=True, **options).fit(W, y)
+    clf = ProbeXClassifier(**flat(early_stopping=True, **options)).fit(W, y)
     ax = make_axes()
     display = LossCurveDisplay.from_estimator(clf, ax=ax)
     assert display.ax_ is ax and display.figure_ is ax.figure
@@ -309,7 +310,7 @@ def test_loss_curve(tree):
     assert display.line_.get_xdata().tolist() == list(range(1, clf.n_iter_ + 1))
     assert display.validation_line_.get_ydata().tolist() == clf.validation_scores_
     plain = LossCurveDisplay.from_estimator(
-        ProbeXRegressor(tol=0.1, **options).fit(W, y)
+        ProbeXRegressor(**flat(tol=0.1, **options)).fit(W, y)
     )
     assert plain.validation_ax_ is None and plain.validation_line_ is None
     with pytest.raises(ValueError, match="no loss_curve_"):

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from networks import flat
 from sklearn.base import clone
 from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -259,12 +260,14 @@ def many():
 def test_the_loss_needs_a_temperature(learn_temperature, many):
     W, vectors = many
     embedder = ProbeXEmbedder(
-        solver="adam",
-        views=("xu",),
-        learn_temperature=learn_temperature,
-        max_iter=150,
-        learning_rate_init=3e-3,
-        random_state=0,
+        **flat(
+            solver="adam",
+            views=("xu",),
+            learn_temperature=learn_temperature,
+            max_iter=150,
+            learning_rate_init=3e-3,
+            random_state=0,
+        )
     ).fit(W, vectors)
     loss, stall = embedder.loss_curve_[-1], math.log(120)
     if learn_temperature:
@@ -282,13 +285,15 @@ def test_two_towers_name_unseen_texts(models):
     W, texts = models
     seen = ~np.isin(texts, UNSEEN)
     embedder = ProbeXEmbedder(
-        text_encoder=encode,
-        solver="adam",
-        views=("xu",),
-        max_iter=60,
-        learning_rate_init=3e-3,
-        n_components=12,
-        random_state=0,
+        **flat(
+            text_encoder=encode,
+            solver="adam",
+            views=("xu",),
+            max_iter=60,
+            learning_rate_init=3e-3,
+            n_components=12,
+            random_state=0,
+        )
     ).fit(W[seen], texts[seen])
     assert embedder.score(W[seen], texts[seen]) > 0.9
     assert embedder.score(W[~seen], texts[~seen]) > 0.6
@@ -306,7 +311,13 @@ def test_two_towers_name_unseen_texts(models):
 def test_warm_start_keeps_its_texts(models):
     W, texts = models
     embedder = ProbeXEmbedder(
-        text_encoder=encode, solver="adam", views=("xu",), max_iter=3, warm_start=True
+        **flat(
+            text_encoder=encode,
+            solver="adam",
+            views=("xu",),
+            max_iter=3,
+            warm_start=True,
+        )
     )
     first = embedder.fit(W, texts).loss_curve_[-1]
     assert embedder.fit(W, texts).loss_curve_[0] < first

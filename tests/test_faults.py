@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import flat
 
 from skprobex import (
     LayerFusion,
@@ -29,7 +30,7 @@ from skprobex.files._sources import LocalFile
 from skprobex.probing import batches as shards
 from skprobex.probing import deltas
 from skprobex.probing.network import inputs
-from skprobex.weights import _in_files as _layer
+from skprobex.weights import _contract
 
 N = 24
 W, y = make_model_tree(N, (12, 8), view="xtxu", random_state=0, return_X_y=True)
@@ -54,10 +55,10 @@ def interrupt_after(monkeypatch, n_epochs):
 @pytest.mark.filterwarnings("ignore:The adam solver reached max_iter")
 def test_an_interrupted_embedder_is_fitted_and_warns(monkeypatch):
     options = ADAM | {"views": ("xu",), "normalize": True}
-    expected = ProbeXEmbedder(**options, max_iter=3).fit(W, VECTORS)
+    expected = ProbeXEmbedder(**flat(**options, max_iter=3)).fit(W, VECTORS)
     interrupt_after(monkeypatch, 3)
     with pytest.warns(UserWarning, match="interrupted by user after 3 epochs"):
-        embedder = ProbeXEmbedder(**options, max_iter=50).fit(W, VECTORS)
+        embedder = ProbeXEmbedder(**flat(**options, max_iter=50)).fit(W, VECTORS)
     np.testing.assert_array_equal(embedder.transform(W), expected.transform(W))
     np.testing.assert_array_equal(embedder.predict(W), expected.predict(W))
 
@@ -74,7 +75,7 @@ def test_an_interrupted_embedder_keeps_the_best_epoch(monkeypatch):
     never = {"n_iter_no_change": 99, "max_iter": 50}
     interrupt_after(monkeypatch, 12)
     with pytest.warns(UserWarning, match="interrupted by user after 12 epochs"):
-        embedder = ProbeXEmbedder(**options, **never).fit(W, VECTORS)
+        embedder = ProbeXEmbedder(**flat(**options, **never)).fit(W, VECTORS)
     # The last epoch's validation had not begun when it was interrupted.
     scores = embedder.validation_scores_
     assert len(scores) == 11
@@ -82,7 +83,7 @@ def test_an_interrupted_embedder_keeps_the_best_epoch(monkeypatch):
     monkeypatch.undo()
     with pytest.warns(UserWarning, match="has not converged"):
         expected = ProbeXEmbedder(
-            **options | {"max_iter": best, "n_iter_no_change": 99}
+            **flat(**options | {"max_iter": best, "n_iter_no_change": 99})
         ).fit(W, VECTORS)
     np.testing.assert_array_equal(embedder.transform(W), expected.transform(W))
 
@@ -176,7 +177,7 @@ def lazy(tmp_path, monkeypatch):
     save_models(tmp_path, {"a.weight": W, "b.weight": W[:, ::-1].copy()})
     monkeypatch.setattr(deltas, "CACHE_BYTES", 0)
     monkeypatch.setattr(inputs, "HELD_BYTES", 0)
-    monkeypatch.setattr(_layer, "BATCH_BYTES", 7 * W[0].nbytes)
+    monkeypatch.setattr(_contract, "BATCH_BYTES", 7 * W[0].nbytes)
     return open_models(tmp_path)
 
 
@@ -197,9 +198,9 @@ FAULTS = {
 LAZY_FITS = {
     "classifier": ProbeXClassifier(),
     "regressor": ProbeXRegressor(),
-    "adam": ProbeXClassifier(**ADAM, max_iter=3),
+    "adam": ProbeXClassifier(**flat(**ADAM, max_iter=3)),
     "embedder": ProbeXEmbedder(),
-    "embedder, adam": ProbeXEmbedder(**ADAM, max_iter=3),
+    "embedder, adam": ProbeXEmbedder(**flat(**ADAM, max_iter=3)),
     "experts": TreeExperts(ProbeXClassifier()),
     "trees": ModelTreeClustering(),
     "deltas": FlatDeltas(),
@@ -311,7 +312,7 @@ def test_out_of_memory_in_training_says_what_to_lower(monkeypatch):
     monkeypatch.setattr("skprobex.probing.network.training.loss", fail)
     options = ADAM | {"views": ("xu",), "normalize": True}
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"Lower batch_size \(24\)"):
-        ProbeXClassifier(**options).fit(W, y)
+        ProbeXClassifier(**flat(**options)).fit(W, y)
 
 
 def test_parts_come_in_order():

@@ -17,7 +17,7 @@ from skprobex import (
 )
 from skprobex.datasets import make_digit_jungle, make_model_tree
 from skprobex.exceptions import MissingLayerError
-from skprobex.probing.ridge.path import fusion
+from skprobex.probing.ridge import choice
 from skprobex.probing.views import MATRIX_VIEWS
 
 N_TRAIN = 70
@@ -166,15 +166,15 @@ def test_views_asked_for_are_joined_in_every_layer(layers):
 
 def test_memory_bounds_the_blocks(layers, monkeypatch):
     W, y = layers
-    monkeypatch.setattr(fusion, "MAX_BLOCKS", 4)
+    monkeypatch.setattr(choice, "MAX_BLOCKS", 4)
     kept = []
-    fuse = fusion.fuse
+    choose = choice.ViewSearch.choose
 
-    def spy(blocks, *args):
-        kept.append([block.rank for block in blocks])
-        return fuse(blocks, *args)
+    def spy(search, n_layers):
+        kept.append([block.penalty.rank for block in search._blocks])
+        return choose(search, n_layers)
 
-    monkeypatch.setattr("skprobex.probing.ridge.expert.fuse", spy)
+    monkeypatch.setattr(choice.ViewSearch, "choose", spy)
     clf = ProbeXClassifier().fit(W, y)
     assert len(kept[0]) == 4
     assert kept[0] == sorted(kept[0], reverse=True)
@@ -272,7 +272,7 @@ def test_wrong_input(layers):
         ProbeXClassifier(center={"first.weight": np.zeros((14, 12))}).fit(W, y)
     with pytest.raises(ValueError, match="W is one layer"):
         ProbeXClassifier(center={}).fit(W["first.weight"], y)
-    with pytest.raises(ValueError, match="solver='adam' takes one"):
+    with pytest.raises(ValueError, match="a network takes one"):
         ProbeXClassifier(solver="adam").fit(W, y)
     with pytest.raises(TypeError, match="needs several layers"):
         LayerFusion().fit(W["first.weight"], y)

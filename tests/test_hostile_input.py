@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from networks import flat
 from scipy.sparse import csr_matrix
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import Ridge
@@ -49,7 +50,7 @@ from skprobex.datasets import (
 from skprobex.exceptions import MissingLayerError, WeightFileError
 from skprobex.metrics import mean_one_class_auc
 from skprobex.probing.views import VIEWS
-from skprobex.weights import DenseWeights
+from skprobex.weights._dense import DenseWeights
 
 N = 24
 W, y = make_model_tree(N, (8, 6), view="xtxu", random_state=0, return_X_y=True)
@@ -79,20 +80,20 @@ def first(values, W):
 
 
 def classifier(W=W, y=y, **parameters):
-    return ProbeXClassifier(**parameters).fit(W, y)
+    return ProbeXClassifier(**flat(**parameters)).fit(W, y)
 
 
 def adam(y=y, **parameters):
     settings = {"solver": "adam", "max_iter": 1, "n_probes": 4, "projection_dim": 4}
-    return ProbeXClassifier(**settings | parameters).fit(W, y)
+    return ProbeXClassifier(**flat(**settings | parameters)).fit(W, y)
 
 
 def regressor(W=W, y=r, **parameters):
-    return ProbeXRegressor(**parameters).fit(W, y)
+    return ProbeXRegressor(**flat(**parameters)).fit(W, y)
 
 
 def embedder(W=W, y=TEXTS, text_encoder=encode, **parameters):
-    return ProbeXEmbedder(text_encoder=text_encoder, **parameters).fit(W, y)
+    return ProbeXEmbedder(**flat(text_encoder=text_encoder, **parameters)).fit(W, y)
 
 
 def fusion(W=LAYERS, y=y, **parameters):
@@ -655,7 +656,7 @@ REFUSED = {
     "adam on several layers": (
         lambda: ProbeXClassifier(solver="adam").fit(LAYERS, y),
         ValueError,
-        "solver='adam' takes one",
+        "a network takes one",
     ),
     "device, unknown": (lambda: classifier(device="gpu"), ValueError, "not a device"),
     "device, not here": (lambda: classifier(device="cuda:99"), ValueError, "cuda:99"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from networks import flat
 from scipy.sparse import csr_array
 from sklearn.pipeline import make_pipeline
 
@@ -18,7 +19,7 @@ def tree():
 
 
 def probabilities(W, y, W_test=None, **settings):
-    clf = ProbeXClassifier(random_state=0, **settings).fit(W, y)
+    clf = ProbeXClassifier(**flat(random_state=0, **settings)).fit(W, y)
     return clf.predict_proba(W if W_test is None else W_test)
 
 
@@ -82,7 +83,7 @@ def test_center_as_base(tree, solver):
     given = probabilities(W.astype(float), y, center=W.mean(0, dtype=float), **settings)
     np.testing.assert_allclose(given, expected, atol=1e-8)
     torch_base = torch.from_numpy(base)
-    fitted = ProbeXClassifier(center=torch_base, **settings).fit(W, y)
+    fitted = ProbeXClassifier(**flat(center=torch_base, **settings)).fit(W, y)
     np.testing.assert_allclose(fitted.center_, base)
 
 
@@ -262,7 +263,9 @@ def test_parameters_out_of_range(tree, name, value, message):
 
 
 def test_early_stopping_needs_models_left_over(tree):
-    clf = ProbeXClassifier(solver="adam", early_stopping=True, validation_fraction=0.9)
+    clf = ProbeXClassifier(
+        **flat(solver="adam", early_stopping=True, validation_fraction=0.9)
+    )
     with pytest.raises(ValueError, match="lower validation_fraction"):
         clf.fit(tree[0][:3], [0, 1, 1])
 

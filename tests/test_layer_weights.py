@@ -12,6 +12,7 @@ from sklearn.model_selection import KFold, train_test_split
 
 from skprobex.exceptions import FileChangedError, MissingLayerError, WeightFileError
 from skprobex.files import open_models, save_models
+from skprobex.weights import _contract
 from skprobex.weights import _in_files as _layer
 
 CPU = torch.device("cpu")
@@ -91,7 +92,7 @@ def test_reads_everything(weights, W):
 
 @pytest.mark.parametrize("batch_bytes", [1, 500, 10**9])
 def test_batches(weights, W, monkeypatch, batch_bytes):
-    monkeypatch.setattr(_layer, "BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(_contract, "BATCH_BYTES", batch_bytes)
     batches = list(weights.batches(CPU))
     size = -(-batch_bytes // 120)  # not smaller than asked for
     assert [len(batch) for batch in batches] == [
@@ -106,7 +107,7 @@ def test_batches(weights, W, monkeypatch, batch_bytes):
 @pytest.mark.parametrize("batch_bytes", [1, 10**9])
 def test_low_rank_batches(tmp_path, monkeypatch, batch_bytes):
     weights, products = low_rank(tmp_path)
-    monkeypatch.setattr(_layer, "BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(_contract, "BATCH_BYTES", batch_bytes)
     batches = list(weights.batches(CPU))
     assert batches[0].B.shape[2] == (1 if batch_bytes == 1 else 3)
     rebuilt = torch.cat([batch.B @ batch.A for batch in batches])
@@ -188,7 +189,7 @@ def test_pickles_are_handles(tmp_path):
 
 
 def test_reading_stays_a_batch_ahead_and_stops_when_left(weights, monkeypatch):
-    monkeypatch.setattr(_layer, "BATCH_BYTES", 240)  # two models
+    monkeypatch.setattr(_contract, "BATCH_BYTES", 240)  # two models
     read, lock = [], threading.Lock()
     original = _layer.LayerHandle.read
 

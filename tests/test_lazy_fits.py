@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from networks import flat
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 
 from skprobex import (
@@ -18,7 +19,7 @@ from skprobex.baselines import WeightStatistics, make_dense_expert
 from skprobex.datasets import make_model_tree
 from skprobex.exceptions import FileChangedError
 from skprobex.probing.network import inputs
-from skprobex.weights import _in_files as _layer
+from skprobex.weights import _contract
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def folder(tree, tmp_path_factory):
 @pytest.fixture
 def models(folder, monkeypatch):
     # Batches of a few models, so that there are several.
-    monkeypatch.setattr(_layer, "BATCH_BYTES", 4000)
+    monkeypatch.setattr(_contract, "BATCH_BYTES", 4000)
     return open_models(folder)
 
 
@@ -66,8 +67,8 @@ def test_the_same_fit_as_in_memory(models, tree, layer, solver):
     lazy = models[layer]
     assert isinstance(lazy, LayerWeights)
     settings = {"solver": solver, "max_iter": 5, "random_state": 0}
-    fitted = ProbeXClassifier(**settings).fit(lazy, y)
-    expected = ProbeXClassifier(**settings).fit(lazy.load(), y)
+    fitted = ProbeXClassifier(**flat(**settings)).fit(lazy, y)
+    expected = ProbeXClassifier(**flat(**settings)).fit(lazy.load(), y)
     for method in ("decision_function", "transform"):
         np.testing.assert_allclose(
             getattr(fitted, method)(lazy),
@@ -92,10 +93,10 @@ def test_networks_read_what_they_cannot_hold(
         "early_stopping": early_stopping,
         "random_state": 0,
     }
-    held = ProbeXClassifier(**settings).fit(models[layer].load(), tree[1])
+    held = ProbeXClassifier(**flat(**settings)).fit(models[layer].load(), tree[1])
     monkeypatch.setattr(inputs, "HELD_BYTES", 0)
     for W in (models[layer], models[layer].load()):
-        streamed = ProbeXClassifier(**settings).fit(W, tree[1])
+        streamed = ProbeXClassifier(**flat(**settings)).fit(W, tree[1])
         np.testing.assert_allclose(streamed.loss_curve_, held.loss_curve_, rtol=1e-4)
 
 
@@ -132,10 +133,10 @@ def test_networks_do_not_centre_what_the_closed_form_has(models, tree, monkeypat
     monkeypatch.setattr(LayerWeights, "batches", count)
     settings = {"solver": "adam", "max_iter": 1, "normalize": True, "random_state": 0}
     W = models["dense.weight"]
-    ProbeXClassifier(views=("xu",), **settings).fit(W, tree[1])
+    ProbeXClassifier(**flat(views=("xu",), **settings)).fit(W, tree[1])
     fixed = len(reads)
     reads.clear()
-    ProbeXClassifier(views="auto", **settings).fit(W, tree[1])
+    ProbeXClassifier(**flat(views="auto", **settings)).fit(W, tree[1])
     # Once more, for the closed form's decomposition; the mean is at hand.
     assert len(reads) == fixed + 1
 

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from networks import flat
 from sklearn.model_selection import cross_val_score, train_test_split
 
 from skprobex import LowRankWeights, ProbeXClassifier, ProbeXRegressor
@@ -87,7 +88,7 @@ def test_batches_are_bounded(monkeypatch, dtype, n_at_once):
     W, _ = draw()
     expected = np.stack([s * b @ a for s, b, a in zip(W.scale, W.B, W.A, strict=True)])
     # Room for seven models in double precision: rank 3, 20 x 16.
-    monkeypatch.setattr("skprobex.weights._low_rank.BATCH_BYTES", 7 * 3 * (20 + 16) * 8)
+    monkeypatch.setattr("skprobex.weights._contract.BATCH_BYTES", 7 * 3 * (20 + 16) * 8)
     batches = list(W.batches(torch.device("cpu"), dtype))
     sizes = [len(batch.B) for batch in batches]
     assert set(sizes[:-1]) == {n_at_once} and sum(sizes) == 40
@@ -118,7 +119,7 @@ def test_what_is_selected_is_not_copied_before_it_is_needed():
 
 def test_a_batch_has_one_model_at_least(monkeypatch):
     W, _ = draw(3)
-    monkeypatch.setattr("skprobex.weights._low_rank.BATCH_BYTES", 1)
+    monkeypatch.setattr("skprobex.weights._contract.BATCH_BYTES", 1)
     assert [len(batch.B) for batch in W.batches(torch.device("cpu"))] == [1, 1, 1]
 
 
@@ -161,8 +162,8 @@ def test_the_same_model_as_the_products(view, normalize, solver, center):
     if (view, solver) == ("spectrum", "adam"):
         # The network is as wide as there are singular values: make them as many.
         W = LowRankWeights(W.to_dense(), np.broadcast_to(np.eye(16), (40, 16, 16)))
-    factored = ProbeXClassifier(**settings).fit(W, y)
-    dense = ProbeXClassifier(**settings).fit(W.to_dense(), y)
+    factored = ProbeXClassifier(**flat(**settings)).fit(W, y)
+    dense = ProbeXClassifier(**flat(**settings)).fit(W.to_dense(), y)
     np.testing.assert_allclose(
         factored.decision_function(W), dense.decision_function(W.to_dense()), atol=1e-4
     )

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from skprobex.probing.naming import (
-    DEFAULT_PENALTY,
-    HUBNESS_PENALTIES,
-    N_NEIGHBORS,
-    Naming,
-    fit_text_side,
-    hubness,
-)
 from skprobex.probing.ridge.path import RidgePath
+from skprobex.probing.tasks import (
+    DEFAULT_PENALTY,
+    DEFAULT_POWER,
+    HUBNESS_PENALTIES,
+    Names,
+)
+from skprobex.probing.text_side import N_NEIGHBORS, fit_text_side, hubness
 
 ALPHAS = (1e-3, 1e-1, 10.0)
 
@@ -100,16 +99,16 @@ def name_naively(predictions, embeddings, labels, penalty):
 
 def test_the_penalty_names_most_labels_left_out(drawn):
     features, vectors, labels = drawn
-    task = Naming(*to_tensors(vectors, labels))
+    task = Names.of(*to_tensors(vectors, labels))
     path = RidgePath(torch.from_numpy(features), task.targets)
     alphas = torch.tensor(ALPHAS, dtype=torch.float64)
     found = task.choose_penalty(path, alphas)
     targets, scores = task.targets.numpy(), []
+    side = fit_text_side(task.vectors, DEFAULT_POWER, 7)
+    embeddings = side.embed(task.vectors).numpy()
     for alpha in ALPHAS:
         predictions = refit_without_each_label(features, targets, labels, alpha)
-        rank = name_naively(
-            predictions, task.embeddings.numpy(), labels, DEFAULT_PENALTY
-        )
+        rank = name_naively(predictions, embeddings, labels, DEFAULT_PENALTY)
         scores.append((np.mean(rank == 1), np.mean(1 / rank)))
     best = scores.index(max(scores))
     assert found.alpha.tolist() == [ALPHAS[best]] * 7
@@ -118,9 +117,9 @@ def test_the_penalty_names_most_labels_left_out(drawn):
 
 def test_strengths_are_the_best_of_all(drawn):
     features, vectors, labels = drawn
-    task = Naming(*to_tensors(vectors, labels))
+    task = Names.of(*to_tensors(vectors, labels))
     path = RidgePath(torch.from_numpy(features), task.targets)
-    side, alpha = task.tune(path, ALPHAS)
+    path, alpha, side = task.tune(path, None, ALPHAS)
     scores = {}
     for power in (0.0, 0.25, 0.5, 1.0):
         embeddings = fit_text_side(torch.from_numpy(vectors), power).embed(
@@ -136,16 +135,16 @@ def test_strengths_are_the_best_of_all(drawn):
     assert (side.penalty, alpha[0].item()) == best[1:]
     expected = fit_text_side(torch.from_numpy(vectors), best[0])
     np.testing.assert_allclose(side.axes, expected.axes)
-    # The path is left with the targets that were chosen.
+    # The path has the targets that were chosen.
     embeddings = side.embed(torch.from_numpy(vectors))
     np.testing.assert_allclose(path.targets, embeddings[labels])
 
 
 def test_candidates_compete_as_labels_do(drawn):
     features, vectors, labels = drawn
-    task = Naming(*to_tensors(vectors, labels))
+    task = Names.of(*to_tensors(vectors, labels))
     path = RidgePath(torch.from_numpy(features), task.targets)
-    side, _ = task.tune(path, ALPHAS)
+    _, _, side = task.tune(path, None, ALPHAS)
     side.penalty = 0.5
     embedded = side.embed(torch.from_numpy(vectors))
     similar = side.similarities(side.predictions, embedded, torch.arange(12))

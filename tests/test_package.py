@@ -25,13 +25,23 @@ from skprobex import (
     inspection,
     metrics,
     search,
+    solvers,
     trees,
 )
 from skprobex.targets import _texts as text
 
 PUBLIC = [
     f"{module.__name__}.{name}"
-    for module in (skprobex, baselines, datasets, inspection, metrics, search, trees)
+    for module in (
+        skprobex,
+        baselines,
+        datasets,
+        inspection,
+        metrics,
+        search,
+        solvers,
+        trees,
+    )
     for name in module.__all__
     if not inspect.ismodule(getattr(module, name))
 ]

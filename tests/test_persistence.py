@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from networks import flat
 from safetensors import safe_open
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
@@ -65,23 +66,27 @@ CASES = {
     "tensors": (ProbeXClassifier(center=torch.ones(12, 8)), torch.tensor(W), label),
     "data-frame": (ProbeXClassifier(), FRAME, label),
     "adapters": (ProbeXClassifier(class_weight={0: 2, 1: 1, 2: 1}), ADAPTERS, label),
-    "adam-binary": (ProbeXClassifier(**ADAM), W, label == 0),
+    "adam-binary": (ProbeXClassifier(**flat(**ADAM)), W, label == 0),
     "adam-multiclass": (
-        ProbeXClassifier(early_stopping=True, views=("log_xtx", "spectrum"), **ADAM),
+        ProbeXClassifier(
+            **flat(early_stopping=True, views=("log_xtx", "spectrum"), **ADAM)
+        ),
         W,
         NAMES,
     ),
-    "adam-multilabel": (ProbeXClassifier(**ADAM), W, MULTILABEL),
-    "adam-adapters": (ProbeXClassifier(**ADAM), ADAPTERS, label),
+    "adam-multilabel": (ProbeXClassifier(**flat(**ADAM)), W, MULTILABEL),
+    "adam-adapters": (ProbeXClassifier(**flat(**ADAM)), ADAPTERS, label),
     "regressor": (ProbeXRegressor(), W, label.astype(float)),
     "regressor-two": (ProbeXRegressor(), W, MULTILABEL.astype(float)),
-    "adam-regressor": (ProbeXRegressor(**ADAM), W, label.astype(float)),
+    "adam-regressor": (ProbeXRegressor(**flat(**ADAM)), W, label.astype(float)),
     "trees": (ModelTreeClustering(), FOREST, None),
     "trees-of-adapters": (ModelTreeClustering(2), ADAPTERS, None),
     "trees-of-layers": (ModelTreeClustering(), {"a": W, "b": W}, None),
     "tree-experts": (TreeExperts(ProbeXClassifier()), FOREST, FOREST_LABEL),
     "tree-experts-adam": (
-        TreeExperts(ProbeXRegressor(**ADAM), ModelTreeClustering(3), min_models=3),
+        TreeExperts(
+            ProbeXRegressor(**flat(**ADAM)), ModelTreeClustering(3), min_models=3
+        ),
         FOREST,
         FOREST_LABEL.astype(float),
     ),
@@ -154,7 +159,7 @@ def saved(classifier, tmp_path):
 def test_loaded_estimators_go_on(saved, tmp_path):
     loaded = skprobex.load(saved)
     loaded.fit(W, label)  # its arrays can be written to, its parameters are whole
-    network = fit(ProbeXClassifier(warm_start=True, **ADAM), W, label)
+    network = fit(ProbeXClassifier(**flat(warm_start=True, **ADAM)), W, label)
     network.save(tmp_path / "network")
     with pytest.warns(ConvergenceWarning):
         network.fit(W, label)
@@ -174,7 +179,7 @@ def test_unfitted_estimators_and_their_parameters(tmp_path):
         "class_weight": {"a": 1.5, 3: np.int64(2), None: float("-inf")},
         "views": ("xu", "xtu"),
     }
-    estimator = ProbeXClassifier(**parameters)
+    estimator = ProbeXClassifier(**flat(**parameters))
     TreeExperts(estimator, layer="é\ud800").save(tmp_path / "saved")
     loaded = skprobex.load(tmp_path / "saved")
     assert loaded.layer == "é\ud800" and loaded.router is None

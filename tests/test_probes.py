@@ -10,27 +10,25 @@ from skprobex.probing.deltas import (
     root_mean_square,
 )
 from skprobex.probing.device import make_generator
-from skprobex.probing.ridge.path import probes as probes_module
+from skprobex.probing.ridge import probes as probes_module
 from skprobex.probing.ridge.probes import (
+    Candidate,
     ProbedView,
     SubspaceDeltas,
     collect_features,
     fit_features,
     fit_probes,
     leading_eigenvectors,
+    list_candidates,
 )
 from skprobex.probing.spectral import thin_svd
 from skprobex.probing.views import MATRIX_VIEWS, VIEWS
-from skprobex.weights import DenseWeights, _dense
+from skprobex.weights import _contract
+from skprobex.weights._dense import DenseWeights
 
 CPU = torch.device("cpu")
 N_PROBES = 3
-CANDIDATES = [
-    (name, normalize)
-    for name in VIEWS
-    for normalize in (True, False)
-    if name != "spectrum" or normalize
-]
+CANDIDATES = list_candidates(tuple(VIEWS), "auto")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +79,9 @@ def projector(basis):
 def test_probes_span_the_leading_singular_vectors_of_the_unfoldings(
     name, normalize, deltas, factors, typical_norm
 ):
-    (probed,) = fit_probes(factors, [(name, normalize)], typical_norm, N_PROBES)
+    (probed,) = fit_probes(
+        factors, [Candidate(VIEWS[name], normalize)], typical_norm, N_PROBES
+    )
     matrices = matrices_of(deltas, name, None if normalize else typical_norm)
     sides = (
         (probed.left, np.concatenate(list(matrices), axis=1)),
@@ -101,8 +101,10 @@ def test_probes_span_the_leading_singular_vectors_of_the_unfoldings(
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("name", MATRIX_VIEWS)
 def test_features_are_probed_matrices(name, normalize, deltas, factors, typical_norm):
-    (probed,) = fit_probes(factors, [(name, normalize)], typical_norm, N_PROBES)
-    (features,) = collect_features(factors, [probed])
+    (probed,) = fit_probes(
+        factors, [Candidate(VIEWS[name], normalize)], typical_norm, N_PROBES
+    )
+    (features,), (probed,) = collect_features(factors, [probed])
     left, right = probed.left.numpy(), probed.right.numpy()
     matrices = matrices_of(deltas, name, None if normalize else typical_norm)
     expected = []
@@ -121,8 +123,8 @@ def test_features_are_probed_matrices(name, normalize, deltas, factors, typical_
 
 def test_collected_features_are_those_of_later_batches(factors, typical_norm):
     probed = fit_probes(factors, CANDIDATES, typical_norm, N_PROBES)
-    collected = collect_features(factors, probed)
-    assert [view.name for view in probed] == [name for name, _ in CANDIDATES]
+    collected, probed = collect_features(factors, probed)
+    assert [view.view for view in probed] == [c.view for c in CANDIDATES]
     for view, features in zip(probed, collected, strict=True):
         again = torch.cat([view.features(batch) for batch in factors])
         np.testing.assert_allclose(again, features, rtol=0, atol=1e-12)
@@ -135,7 +137,7 @@ def test_all_candidates_at_once_are_each_on_its_own(factors, typical_norm):
     for candidate, probed in zip(CANDIDATES, together, strict=True):
         (alone,) = fit_probes(factors, [candidate], typical_norm, N_PROBES)
         assert (alone.name, alone.scale) == (probed.name, probed.scale)
-        if candidate[0] == "spectrum":
+        if not candidate.view.sides:
             assert probed.left is None
             assert probed.length == 6
         else:
@@ -144,14 +146,19 @@ def test_all_candidates_at_once_are_each_on_its_own(factors, typical_norm):
 
 
 def test_symmetric_views_share_one_probe_tensor(factors, typical_norm):
-    probed = fit_probes(factors, [("xtxu", True), ("xu", True)], typical_norm, N_PROBES)
+    probed = fit_probes(
+        factors,
+        [Candidate(VIEWS["xtxu"], True), Candidate(VIEWS["xu"], True)],
+        typical_norm,
+        N_PROBES,
+    )
     assert probed[0].left is probed[0].right
     assert probed[1].left.shape == (8, N_PROBES)
     assert probed[1].right.shape == (6, N_PROBES)
 
 
 def test_no_more_probes_than_dimensions(factors, typical_norm):
-    (probed,) = fit_probes(factors, [("xu", True)], typical_norm, 7)
+    (probed,) = fit_probes(factors, [Candidate(VIEWS["xu"], True)], typical_norm, 7)
     assert probed.left.shape == (8, 7)
     assert probed.right.shape == (6, 6)
 
@@ -160,14 +167,14 @@ def test_independent_of_batches_and_model_order(deltas, typical_norm, monkeypatc
     order = np.random.default_rng(1).permutation(len(deltas))
 
     def run(array, batch_bytes):
-        monkeypatch.setattr(_dense, "BATCH_BYTES", batch_bytes)
+        monkeypatch.setattr(_contract, "BATCH_BYTES", batch_bytes)
         decomposed = DecomposedDeltas(
             DenseWeights(array), None, None, CPU, torch.float64
         )
         norms = torch.cat([factors.norms for factors in decomposed])
         typical = root_mean_square(norms)
         probed = fit_probes(decomposed, CANDIDATES, typical, N_PROBES)
-        return torch.cat(collect_features(decomposed, probed), dim=1).numpy()
+        return torch.cat(collect_features(decomposed, probed)[0], dim=1).numpy()
 
     expected = run(deltas, 2**25)
     np.testing.assert_allclose(run(deltas, 3 * 8 * 6 * 8), expected, rtol=0, atol=1e-11)
@@ -189,12 +196,12 @@ def test_sketched_layers_get_the_same_features():
     )
     batch = torch.from_numpy(deltas)
     sketch = torch.from_numpy(rng.standard_normal((165, 56)))
-    candidates = [(name, True) for name in MATRIX_VIEWS]
+    candidates = [Candidate(VIEWS[name], True) for name in MATRIX_VIEWS]
     features = []
     for test_matrix in (None, sketch):
         decomposed = [thin_svd(batch, test_matrix)]
         probed = fit_probes(decomposed, candidates, 1.0, N_PROBES)
-        features.append(collect_features(decomposed, probed))
+        features.append(collect_features(decomposed, probed)[0])
     for exact, sketched in zip(*features, strict=True):
         np.testing.assert_allclose(sketched, exact, rtol=0, atol=1e-7)
 
@@ -230,7 +237,7 @@ def wide(monkeypatch):
 def test_probes_of_wide_layers_are_those_of_the_whole(candidate, wide):
     typical_norm = root_mean_square(torch.cat([factors.norms for factors in wide]))
     (whole,) = fit_probes(wide, [candidate], typical_norm, N_PROBES)
-    (expected,) = collect_features(wide, [whole])
+    (expected,), (whole,) = collect_features(wide, [whole])
     (probed,), (features,) = fit_features(
         wide, [candidate], N_PROBES, make_generator(0)
     )
@@ -241,7 +248,7 @@ def test_probes_of_wide_layers_are_those_of_the_whole(candidate, wide):
     assert probed.spread == pytest.approx(whole.spread, rel=1e-10)
     later = torch.cat([probed.features(factors) for factors in wide])
     np.testing.assert_allclose(later, features, rtol=0, atol=1e-10)
-    if candidate[0] != "spectrum":
+    if candidate.view.sides:
         for mine, other in ((probed.left, whole.left), (probed.right, whole.right)):
             assert mine.shape == other.shape
             np.testing.assert_allclose(
@@ -269,7 +276,8 @@ def test_the_subspace_has_room_for_three_times_the_probes(wide):
 def test_equal_models_have_spread_one(deltas):
     factors = [thin_svd(torch.zeros(4, 8, 6), None)]
     probed = fit_probes(factors, CANDIDATES, 1.0, N_PROBES)
-    for view, features in zip(probed, collect_features(factors, probed), strict=True):
+    collected, probed = collect_features(factors, probed)
+    for view, features in zip(probed, collected, strict=True):
         assert view.spread == 1
         assert (features == features[0]).all()
 
@@ -287,7 +295,7 @@ def test_leading_eigenvectors_have_fixed_signs():
 
 def test_features_of_unseen_models_use_the_fitted_scale(deltas, factors):
     unseen = np.random.default_rng(5).standard_normal((2, 8, 6))
-    (probed,) = fit_probes(factors, [("xu", False)], 4.0, 8)
+    (probed,) = fit_probes(factors, [Candidate(VIEWS["xu"], False)], 4.0, 8)
     probed.spread = 0.5
     features = probed.features(thin_svd(torch.from_numpy(unseen), None)).numpy()
     left, right = probed.left.numpy(), probed.right.numpy()
@@ -296,6 +304,6 @@ def test_features_of_unseen_models_use_the_fitted_scale(deltas, factors):
 
 
 def test_spectrum_takes_its_length_from_training(factors):
-    (probed,) = fit_probes(factors, [("spectrum", True)], 2.0, N_PROBES)
+    (probed,) = fit_probes(factors, [Candidate(VIEWS["spectrum"], None)], 2.0, N_PROBES)
     assert probed == ProbedView("spectrum", 2.0, length=6)
     assert probed.features(factors[0]).shape == (7, 7)

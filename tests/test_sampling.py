@@ -13,14 +13,17 @@ from skprobex import (
 )
 from skprobex.datasets import make_model_tree
 from skprobex.probing import deltas as deltas_module
-from skprobex.probing.deltas import DecomposedDeltas, mean_and_sizes, mean_weights
+from skprobex.probing.center import mean_and_sizes, mean_weights
+from skprobex.probing.deltas import DecomposedDeltas
 from skprobex.probing.linalg import leading_directions
-from skprobex.probing.naming import Naming
-from skprobex.probing.ridge.path import RidgePath, sampling
-from skprobex.probing.ridge.path import path as ridge_module
+from skprobex.probing.ridge import path as ridge_module
+from skprobex.probing.ridge import sampling
+from skprobex.probing.ridge.path import RidgePath
 from skprobex.probing.ridge.sampling import Reduction, choose_models
 from skprobex.probing.spectral import thin_svd
-from skprobex.weights import DenseWeights, _dense
+from skprobex.probing.tasks import Classes, Labels, Names, Numbers
+from skprobex.weights import _contract
+from skprobex.weights._dense import DenseWeights
 
 N_TRAIN, N_TEST = 90, 60
 ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -61,9 +64,9 @@ def test_whatever_order_the_same_models_are_chosen():
     norms, targets, _ = draw_norms()
     norms[500:] = norms[:500].clone()  # pairs of one norm, told apart by their targets
     targets[500:] = -targets[:500]
-    chosen = choose_models(200, norms, targets, "multilabel")
+    chosen = choose_models(200, norms, Labels(targets))
     order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
-    again = choose_models(200, norms[order], targets[order], "multilabel")
+    again = choose_models(200, norms[order], Labels(targets[order]))
     assert set(order[again].tolist()) == set(chosen.tolist())
     assert len(chosen) <= 200
     assert (chosen.diff() > 0).all()
@@ -71,7 +74,7 @@ def test_whatever_order_the_same_models_are_chosen():
 
 def test_chosen_models_spread_over_the_norms():
     norms, targets, _ = draw_norms()
-    chosen = choose_models(100, norms, targets, "regression")
+    chosen = choose_models(100, norms, Numbers(targets))
     assert len(chosen) == 100
     ranks = norms.argsort().argsort()[chosen].sort().values
     np.testing.assert_allclose(ranks, np.arange(100) * 10 + 4.5, atol=0.5)
@@ -79,7 +82,7 @@ def test_chosen_models_spread_over_the_norms():
 
 def test_rare_classes_are_chosen_more_often():
     norms, targets, labels = draw_norms()
-    chosen = labels[choose_models(300, norms, targets, "multiclass")]
+    chosen = labels[choose_models(300, norms, Classes(targets))]
     counts = np.bincount(labels), np.bincount(chosen)
     assert counts[1][2] == counts[0][2] > 5
     # Half in proportion, half to each class alike.
@@ -92,7 +95,7 @@ def test_naming_some_of_the_models():
     labels = torch.from_numpy(rng.integers(0, 12, 50))
     vectors = torch.from_numpy(rng.standard_normal((12, 8)))
     models = torch.tensor([3, 9, 20, 41])
-    part = Naming(vectors, labels, 3).take(models)
+    part = Names.of(vectors, labels, 3).take(models)
     torch.testing.assert_close(part.vectors[part.labels], vectors[labels[models]])
     assert part.n_components == 3
     assert len(part.vectors) == len(labels[models].unique())
@@ -105,7 +108,7 @@ def test_naming_some_of_the_models():
 @pytest.mark.parametrize("is_low_rank", [True, False])
 def test_taken_deltas_are_those_of_the_models(kept, is_low_rank, monkeypatch):
     monkeypatch.setattr(deltas_module, "CACHE_BYTES", 2**20 if kept else 0)
-    monkeypatch.setattr(_dense, "BATCH_BYTES", 3000)
+    monkeypatch.setattr(_contract, "BATCH_BYTES", 3000)
     W, _ = tree()
     models = torch.tensor([0, 1, 17, 30, 31, 88])
     center = None if is_low_rank else torch.from_numpy(W.mean(axis=0))
@@ -123,7 +126,7 @@ def test_taken_deltas_are_those_of_the_models(kept, is_low_rank, monkeypatch):
 def test_some_of_an_array_are_not_copied():
     W, _ = tree()
     some = DenseWeights(W)[np.array([5, 3, 8])]
-    assert some.array is W
+    assert some._array is W
     (batch,) = some[1:].batches(torch.device("cpu"))
     np.testing.assert_array_equal(batch, W[[3, 8]])
 

@@ -9,20 +9,12 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from skprobex import ProbeXClassifier, ProbeXRegressor
 from skprobex.datasets import make_digit_jungle, make_model_tree
-from skprobex.probing.ridge.path import Penalty, RidgePath
-from skprobex.probing.ridge.selection import (
-    MAX_JOINED_VIEWS,
-    Choice,
-    Ridges,
-    candidate_views,
-    choose_penalty,
-    compare_normalizations,
-    join,
-    search_views,
-)
-from skprobex.probing.tasks import score
+from skprobex.probing.ridge.choice import ViewSearch, join
+from skprobex.probing.ridge.path import RidgePath
+from skprobex.probing.ridge.probes import Candidate, ProbedView, list_candidates
+from skprobex.probing.tasks import Classes, Labels, Numbers
 from skprobex.probing.views import AUTO_VIEWS, VIEWS
-from skprobex.weights import _dense
+from skprobex.weights import _contract
 
 N_TRAIN = 60
 # xtu holds what xu does; a Gram view and its logarithm look at the same side.
@@ -55,7 +47,6 @@ def test_auto_finds_the_planted_view(view, task):
     W, y = make_tree(view, task=task)
     expert = ProbeXClassifier().fit(W[:N_TRAIN], y[:N_TRAIN])
     assert EQUIVALENT[view] & set(expert.views_)
-    assert len(expert.views_) <= MAX_JOINED_VIEWS
     right = expert.predict(W[N_TRAIN:]) == y[N_TRAIN:]
     assert right.mean() > 0.9
 
@@ -107,11 +98,11 @@ def test_view_scores_are_leave_one_out_scores():
 
 
 def test_candidates_probe_the_spectrum_once():
-    both = candidate_views("auto", "auto")
+    both = list_candidates("auto", "auto")
     assert len(both) == len(set(both)) == 2 * (len(AUTO_VIEWS) - 1) + 1
-    assert candidate_views(("xu", "spectrum"), False) == [
-        ("xu", False),
-        ("spectrum", False),
+    assert list_candidates(("xu", "spectrum"), False) == [
+        Candidate(VIEWS["xu"], False),
+        Candidate(VIEWS["spectrum"], None),
     ]
 
 
@@ -138,18 +129,18 @@ def test_auto_normalizes_unless_the_norm_knows(scale_matters):
     assert expert.view_scores_["xu"] > other.view_scores_["xu"]
 
 
-# The greedy search
+# The search
 
 
-def recording_fit(features, targets):
-    """A fit for the searches, and the list of all that it was asked for."""
-    ridges, tried = Ridges(features, targets, "multilabel", (1e-2, 1.0)), []
-
-    def fit(members):
-        tried.append(ridges.fit(members))
-        return tried[-1]
-
-    return fit, tried
+def search(candidates, features, targets, is_auto=True, layers=("only",)):
+    """Search the views of layers that all have the same features."""
+    candidates = [Candidate(VIEWS[name], option) for name, option in candidates]
+    found = ViewSearch(candidates, is_auto, Labels(targets), (1e-2, 1.0))
+    for layer in layers:
+        found.add_layer(
+            layer, [ProbedView(c.view.name, None) for c in candidates], features
+        )
+    return found.choose(), found.scores
 
 
 @pytest.fixture
@@ -167,62 +158,60 @@ def blocks():
     return to_tensors(*features), targets
 
 
-def test_greedy_search_adds_what_improves_the_sum(blocks):
-    features, targets = blocks
+def test_the_search_adds_what_improves_the_sum(blocks):
     candidates = [("xu", True), ("xtxu", True), ("xxtu", True)]
-    fit, tried = recording_fit(features, targets)
-    best, scores = search_views(candidates, fit)
-    assert sorted(best.members) == [0, 2]
+    best, scores = search(candidates, *blocks)
+    assert best.name == "xu+xxtu"
     assert best.score == 1
-    members = [choice.members for choice in tried]
-    assert members[:3] == [(0,), (1,), (2,)]
     # Nothing is added to a perfect score.
-    assert {len(m) for m in members} == {1, 2}
-    assert scores["xu+xxtu"] == 1
-    assert set(scores) == {
-        "+".join(candidates[i][0] for i in choice.members) for choice in tried
-    }
+    assert set(scores["only"]) == {"xu", "xtxu", "xxtu", "xu+xxtu"}
+    assert scores["only"]["xu+xxtu"] == 1
+    assert scores["only"]["xtxu"] < 0.8
 
 
-def test_greedy_search_joins_only_equal_normalizations(blocks):
-    features, targets = blocks
+def test_the_search_joins_only_equal_normalizations(blocks):
     candidates = [("xu", True), ("xtxu", False), ("xxtu", False)]
-    fit, tried = recording_fit(features, targets)
-    best, _ = search_views(candidates, fit)
-    options = [{candidates[i][1] for i in choice.members} for choice in tried]
-    assert all(len(option) == 1 for option in options)
-    assert len(best.members) < 3
+    best, scores = search(candidates, *blocks)
+    assert best.name in ("xu", "xtxu+xxtu", "xxtu")
+    assert not any("xu+" in name for name in scores["only"] if name.startswith("xu"))
 
 
-def test_what_did_not_improve_a_sum_is_not_tried_again():
-    names = ("xu", "xtxu", "xxtu", "log_xtx", "log_xxt")
-    worth = {(0,): 5.0, (0, 1): 6.0, (0, 2): 4.0, (0, 3): 7.0, (0, 4): 5.0}
-    tried = []
-
-    def fit(members):
-        tried.append(members)
-        score = worth.get(members, 1.0) / 10
-        penalty = Penalty(torch.ones(1), torch.zeros(1, 1), score, 0.0)
-        return Choice(members, (1 / len(members),) * len(members), None, penalty)
-
-    best, _ = search_views([(name, True) for name in names], fit)
-    assert best.members == (0, 3)
-    # Two made it worse or left it as it was.
-    assert [members for members in tried if len(members) == 3] == [(0, 3, 1)]
+def test_a_view_and_its_logarithm_compete(blocks):
+    candidates = [("xxtu", True), ("xtxu", True), ("log_xxt", True)]
+    best, scores = search(candidates, *blocks)
+    assert not any(
+        {"xxtu", "log_xxt"} <= set(name.split("+")) for name in scores["only"]
+    )
+    assert len(best.blocks) <= 2
 
 
 def test_all_views_asked_for_are_joined(blocks):
+    candidates = [("xu", True), ("xu", False), ("spectrum", None)]
+    _, scores = search(candidates, *blocks, is_auto=False)
+    assert set(scores["only"]) == {"xu+spectrum"}
+
+
+def test_blocks_are_joined_in_the_order_of_their_layers(blocks):
     features, targets = blocks
-    candidates = [("xu", True), ("spectrum", True), ("xu", False)]
-    fit, tried = recording_fit(features, targets)
-    best, _ = compare_normalizations(candidates, fit)
-    assert [choice.members for choice in tried] == [(0, 1), (1, 2)]
-    assert best is max(tried, key=lambda choice: choice.rank)
+    search_of_two = ViewSearch(
+        [Candidate(VIEWS["xu"], True)], True, Labels(targets), (1e-2, 1.0)
+    )
+    # The second layer is the better one, and is added to.
+    noisy = features[0] + 2 * features[1]
+    search_of_two.add_layer("first", [ProbedView("xu", None)], [features[2]])
+    search_of_two.add_layer("second", [ProbedView("xu", None)], [noisy])
+    best = search_of_two.choose()
+    assert [block.layer for block in best.blocks] == ["first", "second"]
+    width = features[2].shape[1]
+    joined = best.joined_features()
+    np.testing.assert_allclose(
+        joined[:, :width], features[2] * best.shares[0] ** 0.5, rtol=0, atol=1e-12
+    )
 
 
-def test_joined_views_share_the_norm_equally():
+def test_joined_views_share_the_norm():
     first, second = to_tensors(np.eye(4, 3), 2 * np.eye(4, 5))
-    joined = join([first, second])
+    joined = join([first, second], [0.5, 0.5])
     assert joined.shape == (4, 8)
     np.testing.assert_allclose(joined[:, :3], first / 2**0.5)
     np.testing.assert_allclose(joined[:, 3:], second / 2**0.5)
@@ -245,7 +234,7 @@ ALPHAS = (1e-3, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 def test_real_targets_choose_the_least_squared_error_each(noisy):
     features, targets, weight = noisy
     path = RidgePath(*to_tensors(features, targets, weight))
-    choice = choose_penalty(path, "regression", ALPHAS)
+    choice = Numbers(path.targets, path.shares).choose_penalty(path, ALPHAS)
     left_out = path.leave_one_out(torch.tensor(ALPHAS, dtype=torch.float64)).numpy()
     for t in range(3):
         errors = [
@@ -269,7 +258,8 @@ def test_classes_share_the_penalty_of_highest_correlation(task, noisy):
     elif task == "multiclass":
         targets = 2 * np.eye(3)[features[:, :3].argmax(axis=1)] - 1
     path = RidgePath(*to_tensors(features, targets, weight))
-    choice = choose_penalty(path, task, ALPHAS)
+    kind = Classes if task == "multiclass" else Labels
+    choice = kind(path.targets).choose_penalty(path, ALPHAS)
     left_out = path.leave_one_out(torch.tensor(ALPHAS, dtype=torch.float64)).numpy()
     known = targets - np.average(targets, axis=0, weights=weight)
     correlations = []
@@ -307,8 +297,10 @@ def test_score_is_sklearns(weighted, noisy):
         ),
     }
     known = {"regression": targets, "multiclass": onehot, "multilabel": signs}
+    kinds = {"regression": Numbers, "multiclass": Classes, "multilabel": Labels}
     for task, value in expected.items():
-        got = score(task, *to_tensors(predictions, known[task]), shares)
+        predicted, truth = to_tensors(predictions, known[task])
+        got = kinds[task](truth).score(predicted, shares)
         assert got == pytest.approx(value, abs=1e-12)
 
 
@@ -433,7 +425,7 @@ def test_the_order_of_large_models_does_not_matter():
 def test_batches_do_not_matter(monkeypatch):
     W, y = make_tree("xtxu", task="regression")
     expected = ProbeXRegressor().fit(W, y).predict(W)
-    monkeypatch.setattr(_dense, "BATCH_BYTES", 7 * W[0].nbytes)
+    monkeypatch.setattr(_contract, "BATCH_BYTES", 7 * W[0].nbytes)
     model = ProbeXRegressor().fit(W, y)
     np.testing.assert_allclose(model.predict(W), expected, rtol=0, atol=1e-10)
     one_by_one = np.concatenate([model.predict(W[i : i + 1]) for i in range(5)])

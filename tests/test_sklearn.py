@@ -6,6 +6,7 @@ import pickle
 import joblib
 import numpy as np
 import pytest
+from networks import flat
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import StackingClassifier
@@ -27,7 +28,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skprobex import ProbeXClassifier, ProbeXEmbedder, ProbeXRegressor
 from skprobex.baselines import WeightStatistics
 from skprobex.datasets import make_model_tree
-from skprobex.weights import DenseWeights
+from skprobex.weights._dense import DenseWeights
 
 SMALL_NETWORK = {
     "solver": "adam",
@@ -155,7 +156,7 @@ def test_grid_search(search, tree):
         "n_probes": [2, 8],
         "solver": ["ridge", "adam"],
     }
-    estimator = ProbeXClassifier(max_iter=3, projection_dim=4, n_components=4)
+    estimator = ProbeXClassifier(**flat(max_iter=3, projection_dim=4, n_components=4))
     found = search(estimator, grid, cv=2, error_score="raise").fit(*tree)
     assert found.best_params_["solver"] == "ridge"
     assert found.score(*tree) > 0.8

@@ -5,14 +5,13 @@ import pytest
 import torch
 
 from skprobex.probing import deltas as deltas_module
+from skprobex.probing.batches import LowRankBatch, subtract
+from skprobex.probing.center import mean_weights
 from skprobex.probing.deltas import (
     DecomposedDeltas,
-    LowRankBatch,
     decompose_models,
     delta_norms,
-    mean_weights,
     root_mean_square,
-    subtract,
 )
 from skprobex.probing.device import make_generator
 from skprobex.probing.linalg import GRAM_BLOCK, eigh_descending, fix_signs, gram, qr
@@ -27,7 +26,8 @@ from skprobex.probing.spectral import (
     thin_svd_of_product,
     unrow,
 )
-from skprobex.weights import DenseWeights, LowRankWeights, _dense, _low_rank
+from skprobex.weights import LowRankWeights, _contract
+from skprobex.weights._dense import DenseWeights
 
 CPU = torch.device("cpu")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -381,7 +381,7 @@ def test_fix_signs_makes_the_largest_entry_positive():
 @pytest.fixture
 def small_batches(monkeypatch):
     """Two models of (6, 5) in float32 a batch, one in float64."""
-    monkeypatch.setattr(_dense, "BATCH_BYTES", 2 * 6 * 5 * 4)
+    monkeypatch.setattr(_contract, "BATCH_BYTES", 2 * 6 * 5 * 4)
 
 
 def test_mean_is_summed_in_float64(small_batches):
@@ -419,14 +419,10 @@ def test_every_pass_gives_the_same_deltas(cache_bytes, small_batches, monkeypatc
     monkeypatch.setattr(deltas_module, "thin_svd", counting_svd)
     array = draw((6, 5), n_models=7).astype(np.float32)
     center = torch.from_numpy(array.mean(axis=0))
-    seen = []
-    deltas = DecomposedDeltas(
-        DenseWeights(array), center, None, CPU, torch.float32, seen.append
-    )
+    deltas = DecomposedDeltas(DenseWeights(array), center, None, CPU, torch.float32)
     for _ in range(3):
         rebuilt = np.concatenate([rebuild(factors) for factors in deltas])
         np.testing.assert_allclose(rebuilt, array - center.numpy(), rtol=0, atol=1e-5)
-    assert seen == [2, 2, 2, 1]
     passes = 1 if cache_bytes == 2**29 else 3
     assert decomposed == [2, 2, 2, 1] * passes
 
@@ -444,7 +440,7 @@ def test_without_a_center_the_deltas_are_the_weights():
 @pytest.fixture
 def low_rank(monkeypatch):
     """Seven models of rank 3, read in several batches."""
-    monkeypatch.setattr(_low_rank, "BATCH_BYTES", 600)
+    monkeypatch.setattr(_contract, "BATCH_BYTES", 600)
     B, A = draw_product((6, 5), 3, n_models=7)
     scale = np.linspace(0.5, 2, 7)
     return LowRankWeights(B, A, scale), scale[:, None, None] * (B @ A)

@@ -5,19 +5,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from networks import OF_ADAM, flat
 from scipy.special import expit, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import log_loss, mean_squared_error
 
-import skprobex._solvers as base
+import skprobex._base as base
 from skprobex import ProbeXClassifier, ProbeXRegressor
 from skprobex.datasets import make_model_tree
 from skprobex.probing.device import make_generator
 from skprobex.probing.network.inputs import HeldInputs
 from skprobex.probing.network.networks import ProbingNetwork
-from skprobex.probing.network.training import train
-from skprobex.probing.tasks import loss, score
-from skprobex.weights import _dense
+from skprobex.probing.network.training import Schedule, train
+from skprobex.probing.tasks import Classes, Labels, Numbers
+from skprobex.weights import _contract
 
 N_MODELS, D_OUT, D_IN = 40, 6, 5
 SCHEDULE = {
@@ -69,10 +70,11 @@ def targets(data):
     return data["delta"][:, [0, 1], [0, 1]].sign()
 
 
-def run(network, data, targets, task="multilabel", seed=0, **schedule):
-    schedule = SCHEDULE | schedule
-    held, generator = HeldInputs(data), make_generator(seed)
-    return train(network, held, targets, task, generator=generator, **schedule)
+def run(network, data, targets, kind=Labels, seed=0, sample_weight=None, **parameters):
+    how = {k: parameters.pop(k, None) for k in ("validation", "progress")}
+    schedule = Schedule(**SCHEDULE | parameters)
+    task = kind(targets, sample_weight)
+    return train(network, HeldInputs(data), task, schedule, make_generator(seed), **how)
 
 
 def state_of(network):
@@ -109,15 +111,23 @@ def test_losses_are_sklearns(weighted):
         ),
     }
     weight = None if weight is None else torch.from_numpy(weight)
+    kinds = {"regression": Numbers, "multiclass": Classes, "multilabel": Labels}
+    everything = torch.arange(12)
     for task, (known, value) in expected.items():
-        got = loss(task, torch.from_numpy(outputs), torch.from_numpy(known), weight)
+        of_task = kinds[task](torch.from_numpy(known), weight)
+        got = of_task.loss(torch.from_numpy(outputs), everything)
         assert got.item() == pytest.approx(value, rel=1e-12)
-    binary = [torch.from_numpy(part[:, :1]) for part in (outputs, signs)]
-    one_label = loss("multilabel", *binary, weight)
-    assert loss("binary", *binary, weight).item() == one_label.item()
 
 
-@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression"])
+KINDS = {
+    "binary": Labels,
+    "multiclass": Classes,
+    "multilabel": Labels,
+    "regression": Numbers,
+}
+
+
+@pytest.mark.parametrize("task", KINDS)
 def test_loss_falls(task, data, targets):
     if task == "binary":
         targets = targets[:, :1]
@@ -127,17 +137,17 @@ def test_loss_falls(task, data, targets):
     elif task == "regression":
         targets = data["delta"][:, 0, :2]
     network = make_network(targets.shape[1])
-    history = run(network, data, targets, task, max_iter=100)
+    history = run(network, data, targets, KINDS[task], max_iter=100)
     assert history.losses[-1] < 0.3 * history.losses[0]
     with torch.no_grad():
-        assert score(task, network(data), targets) > 0.9
+        assert KINDS[task](targets).score(network(data)) > 0.9
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, N_MODELS])
 def test_epoch_loss_is_the_mean_over_models(batch_size, data, targets):
     network = make_network()
     with torch.no_grad():
-        expected = loss("multilabel", network(data), targets).item()
+        expected = Labels(targets).loss(network(data), torch.arange(N_MODELS)).item()
     history = run(
         network,
         data,
@@ -175,7 +185,7 @@ def test_the_seed_gives_the_bits(data, targets):
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_the_random_state_gives_the_bits(early_stopping):
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
-    model = ProbeXClassifier(**SMALL, max_iter=5, early_stopping=early_stopping)
+    model = ProbeXClassifier(**flat(**SMALL, max_iter=5, early_stopping=early_stopping))
     first = model.fit(W, y).decision_function(W)
     torch.manual_seed(1)
     second = model.fit(W, y).decision_function(W)
@@ -188,7 +198,7 @@ def test_the_random_state_gives_the_bits(early_stopping):
 def test_the_global_generator_is_left_alone():
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
     before = torch.get_rng_state()
-    model = ProbeXClassifier(**SMALL, max_iter=2).fit(W, y)
+    model = ProbeXClassifier(**flat(**SMALL, max_iter=2)).fit(W, y)
     assert torch.equal(torch.get_rng_state(), before)
     model.predict(W)
     model.transform(W)
@@ -217,7 +227,7 @@ def test_class_weight_moves_the_decision():
     W = rng.standard_normal((60, 6, 5))
     y = rng.integers(2, size=60)
     rates = [
-        ProbeXClassifier(**SMALL, max_iter=30, class_weight=weight)
+        ProbeXClassifier(**flat(**SMALL, max_iter=30, class_weight=weight))
         .fit(W, y)
         .predict_proba(W)[:, 1]
         .mean()
@@ -231,7 +241,7 @@ def test_alpha_is_the_weight_decay(data, targets):
     alpha, rate = 0.7, 1e-3
     network = make_network()
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    loss("multilabel", network(data), targets).backward()
+    Labels(targets).loss(network(data), torch.arange(N_MODELS)).backward()
     gradients = {name: p.grad.clone() for name, p in network.named_parameters()}
     run(
         network,
@@ -281,7 +291,7 @@ def test_no_gain_at_all_stops_after_n_iter_no_change(data, targets):
 
 def test_max_iter_is_no_convergence():
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
-    model = ProbeXClassifier(**SMALL, max_iter=3)
+    model = ProbeXClassifier(**flat(**SMALL, max_iter=3))
     with pytest.warns(ConvergenceWarning, match="max_iter=3"):
         model.fit(W, y)
     assert model.n_iter_ == len(model.loss_curve_) == 3
@@ -289,7 +299,7 @@ def test_max_iter_is_no_convergence():
 
 def test_convergence_warns_of_nothing():
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
-    model = ProbeXClassifier(**SMALL, max_iter=50, tol=10.0, n_iter_no_change=2)
+    model = ProbeXClassifier(**flat(**SMALL, max_iter=50, tol=10.0, n_iter_no_change=2))
     assert model.fit(W, y).n_iter_ == 3
 
 
@@ -348,7 +358,7 @@ def test_models_set_aside_are_not_trained_on(data, targets, noise):
 def test_early_stopping_sets_the_fraction_aside():
     W, y = make_model_tree(60, (8, 6), random_state=0, return_X_y=True)
     model = ProbeXClassifier(
-        **SMALL, max_iter=60, early_stopping=True, validation_fraction=0.25
+        **flat(**SMALL, max_iter=60, early_stopping=True, validation_fraction=0.25)
     ).fit(W, y)
     assert len(model.validation_scores_) == model.n_iter_
     fifteenths = np.array(model.validation_scores_) * 15
@@ -357,7 +367,9 @@ def test_early_stopping_sets_the_fraction_aside():
 
 def test_too_few_models_to_set_aside():
     W, y = make_model_tree(6, (8, 6), n_classes=2, random_state=0, return_X_y=True)
-    model = ProbeXClassifier(**SMALL, early_stopping=True, validation_fraction=0.8)
+    model = ProbeXClassifier(
+        **flat(**SMALL, early_stopping=True, validation_fraction=0.8)
+    )
     with pytest.raises(ValueError, match="lower validation_fraction"):
         model.fit(W, y)
 
@@ -400,13 +412,13 @@ def test_interrupting_restores_the_best_epoch_so_far(data, noise):
 def test_an_interrupted_estimator_is_fitted_and_warns(kind, monkeypatch):
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
     with pytest.warns(ConvergenceWarning):
-        expected = kind(**SMALL, max_iter=3).fit(W, y)
+        expected = kind(**flat(**SMALL, max_iter=3)).fit(W, y)
     progress = interrupt_after(3)
     monkeypatch.setattr(
         base.ProgressBar, "update", lambda self, n, **shown: progress(n)
     )
     with pytest.warns(UserWarning, match="interrupted by user after 3 epochs"):
-        model = kind(**SMALL, max_iter=50).fit(W, y)
+        model = kind(**flat(**SMALL, max_iter=50)).fit(W, y)
     assert model.n_iter_ == 3
     np.testing.assert_array_equal(model.predict(W), expected.predict(W))
     np.testing.assert_array_equal(model.coef_, expected.coef_)
@@ -419,13 +431,15 @@ def test_an_interrupted_estimator_is_fitted_and_warns(kind, monkeypatch):
 @pytest.mark.parametrize("kind", [ProbeXClassifier, ProbeXRegressor])
 def test_warm_start_goes_on(kind):
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
-    model = kind(**SMALL, max_iter=20, n_iter_no_change=20, warm_start=True).fit(W, y)
+    model = kind(
+        **flat(**SMALL, max_iter=20, n_iter_no_change=20, warm_start=True)
+    ).fit(W, y)
     first = list(model.loss_curve_)
     second = model.fit(W, y).loss_curve_
     assert len(second) == 20
     assert first[-1] < 0.5 * first[0]
     assert second[0] < 1.5 * first[-1]
-    cold = model.set_params(warm_start=False).fit(W, y).loss_curve_
+    cold = model.set_params(solver__warm_start=False).fit(W, y).loss_curve_
     assert cold == first
 
 
@@ -437,9 +451,9 @@ def test_warm_start_does_not_forget():
         (ProbeXClassifier, "decision_function"),
         (ProbeXRegressor, "predict"),
     ):
-        model = kind(**SMALL, max_iter=20, warm_start=True).fit(W, y)
+        model = kind(**flat(**SMALL, max_iter=20, warm_start=True)).fit(W, y)
         expected = getattr(model, method)(W)
-        model.set_params(max_iter=1, learning_rate_init=1e-14).fit(W, y)
+        model.set_params(solver__max_iter=1, solver__learning_rate_init=1e-14).fit(W, y)
         np.testing.assert_allclose(
             getattr(model, method)(W), expected, rtol=0, atol=1e-9
         )
@@ -450,10 +464,10 @@ def test_warm_start_in_another_unit():
     W, y = make_model_tree(
         40, (8, 6), task="regression", random_state=0, return_X_y=True
     )
-    model = ProbeXRegressor(**SMALL, max_iter=20, warm_start=True).fit(W, y)
+    model = ProbeXRegressor(**flat(**SMALL, max_iter=20, warm_start=True)).fit(W, y)
     before = model.predict(W)
     moved = 10 * y + 5
-    model.set_params(max_iter=1, learning_rate_init=1e-9).fit(W, moved)
+    model.set_params(solver__max_iter=1, solver__learning_rate_init=1e-9).fit(W, moved)
     np.testing.assert_allclose(model.predict(W), before, rtol=0, atol=1e-4)
     expected = mean_squared_error(moved, before) / moved.var() / 2
     assert model.loss_curve_ == pytest.approx([expected], rel=1e-4)
@@ -472,7 +486,7 @@ def test_warm_start_in_another_unit():
 )
 def test_warm_start_refuses_other_classes(relabel):
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
-    model = ProbeXClassifier(**SMALL, max_iter=2, warm_start=True).fit(W, y)
+    model = ProbeXClassifier(**flat(**SMALL, max_iter=2, warm_start=True)).fit(W, y)
     expected = model.decision_function(W)
     with pytest.raises(ValueError, match="warm_start"):
         model.fit(W, relabel(y))
@@ -488,8 +502,9 @@ def test_warm_start_refuses_other_classes(relabel):
 )
 def test_warm_start_refuses_another_network(change):
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
-    model = ProbeXClassifier(**SMALL, max_iter=2, warm_start=True).fit(W, y)
-    model.set_params(**change)
+    model = ProbeXClassifier(**flat(**SMALL, max_iter=2, warm_start=True)).fit(W, y)
+    for name, value in change.items():
+        model.set_params(**{f"solver__{name}" if name in OF_ADAM else name: value})
     with pytest.raises(ValueError, match="warm_start"):
         model.fit(W, y)
 
@@ -497,7 +512,7 @@ def test_warm_start_refuses_another_network(change):
 @ignore_convergence
 def test_warm_start_refuses_another_layer():
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
-    model = ProbeXClassifier(**SMALL, max_iter=2, warm_start=True).fit(W, y)
+    model = ProbeXClassifier(**flat(**SMALL, max_iter=2, warm_start=True)).fit(W, y)
     with pytest.raises(ValueError, match="shape"):
         model.fit(W[:, :7], y)
     assert model.weight_shape_ == (8, 6)
@@ -506,18 +521,18 @@ def test_warm_start_refuses_another_layer():
 @ignore_convergence
 def test_warm_start_after_ridge_starts_anew():
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
-    expected = ProbeXClassifier(**SMALL, max_iter=5).fit(W, y)
+    expected = ProbeXClassifier(**flat(**SMALL, max_iter=5)).fit(W, y)
     model = ProbeXClassifier(views=SMALL["views"]).fit(W, y)
-    model.set_params(**SMALL, max_iter=5, warm_start=True).fit(W, y)
+    model.set_params(**flat(**SMALL, max_iter=5, warm_start=True)).fit(W, y)
     assert model.loss_curve_ == expected.loss_curve_
 
 
 @ignore_convergence
 def test_another_solver_leaves_nothing_behind():
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
-    model = ProbeXClassifier(**SMALL, max_iter=5, early_stopping=True).fit(W, y)
+    model = ProbeXClassifier(**flat(**SMALL, max_iter=5, early_stopping=True)).fit(W, y)
     assert not hasattr(model, "alpha_")
-    model.set_params(early_stopping=False).fit(W, y)
+    model.set_params(solver__early_stopping=False).fit(W, y)
     assert not hasattr(model, "validation_scores_")
     model.set_params(solver="ridge").fit(W, y)
     assert not hasattr(model, "loss_curve_")
@@ -531,7 +546,7 @@ def test_another_solver_leaves_nothing_behind():
 @ignore_convergence
 def test_the_head_reads_the_representation():
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
-    model = ProbeXClassifier(**SMALL, max_iter=5).fit(W, y)
+    model = ProbeXClassifier(**flat(**SMALL, max_iter=5)).fit(W, y)
     representation = model.transform(W)
     assert representation.shape == (40, SMALL["n_components"])
     np.testing.assert_allclose(
@@ -546,11 +561,11 @@ def test_the_head_reads_the_representation():
 def test_predictions_do_not_depend_on_company(monkeypatch):
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
     views = ("xu", "log_xtx", "spectrum")
-    model = ProbeXClassifier(**SMALL | {"views": views}, max_iter=5)
+    model = ProbeXClassifier(**flat(**SMALL | {"views": views}, max_iter=5))
     expected = model.fit(W.astype(np.float64), y).decision_function(W)
     alone = np.concatenate([model.decision_function(W[i : i + 1]) for i in range(40)])
     np.testing.assert_allclose(alone, expected, rtol=0, atol=1e-9)
-    monkeypatch.setattr(_dense, "BATCH_BYTES", 7 * 8 * 6 * 8)
+    monkeypatch.setattr(_contract, "BATCH_BYTES", 7 * 8 * 6 * 8)
     np.testing.assert_allclose(model.decision_function(W), expected, rtol=0, atol=1e-9)
     refitted = model.fit(W.astype(np.float64), y).decision_function(W)
     np.testing.assert_allclose(refitted, expected, rtol=0, atol=1e-8)
@@ -563,7 +578,7 @@ def test_leave_one_out_chooses_the_views_of_the_network():
     )
     ridge = ProbeXClassifier(n_probes=4).fit(W, y)
     adam = ProbeXClassifier(
-        **SMALL | {"views": "auto", "normalize": "auto"}, max_iter=2
+        **flat(**SMALL | {"views": "auto", "normalize": "auto"}, max_iter=2)
     ).fit(W, y)
     assert adam.views_ == ridge.views_
     assert adam.normalize_ == ridge.normalize_
@@ -576,7 +591,7 @@ def test_leave_one_out_chooses_the_views_of_the_network():
 def test_networks_learn_what_their_view_knows(view):
     W, y = make_model_tree(160, (12, 10), view=view, random_state=0, return_X_y=True)
     small = SMALL | {"views": (view,), "n_probes": 10, "projection_dim": 16}
-    model = ProbeXClassifier(**small, max_iter=60).fit(W[:120], y[:120])
+    model = ProbeXClassifier(**flat(**small, max_iter=60)).fit(W[:120], y[:120])
     assert model.score(W[120:], y[120:]) > 0.9
 
 
@@ -587,7 +602,7 @@ def test_adam_on_cuda_is_adam_on_the_cpu():
     W, y = make_model_tree(40, (8, 6), random_state=0, return_X_y=True)
     W = W.astype(np.float64)
     cpu, cuda = (
-        ProbeXClassifier(**SMALL | {"device": device}, max_iter=20).fit(W, y)
+        ProbeXClassifier(**flat(**SMALL | {"device": device}, max_iter=20)).fit(W, y)
         for device in ("cpu", "cuda")
     )
     assert isinstance(cuda.coef_, np.ndarray)

@@ -38,7 +38,7 @@ from skprobex.trees._distances import (
     squared_distances,
 )
 from skprobex.trees._linkage import find_cut
-from skprobex.weights import DenseWeights
+from skprobex.weights._dense import DenseWeights
 
 CPU = torch.device("cpu")
 

@@ -4,13 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from skprobex.probing.ridge.probes import ProbedView, collect_features, fit_probes
+from skprobex.probing.ridge.probes import (
+    Candidate,
+    ProbedView,
+    collect_features,
+    fit_probes,
+)
 from skprobex.probing.spectral import thin_svd, thin_svd_of_product
 from skprobex.probing.views import (
     AUTO_VIEWS,
     MATRIX_VIEWS,
+    SPECTRUM,
     VIEWS,
-    spectrum,
     symmetric_features,
 )
 
@@ -55,9 +60,11 @@ def decompose(deltas, dtype=torch.float64):
 def full_features(deltas, name, normalize, dtype=torch.float64):
     """Features with as many probes as dimensions, their spread undone."""
     factors = [decompose(deltas, dtype)]
-    probed = fit_probes(factors, [(name, normalize)], SCALE, max(deltas.shape))
-    (features,) = collect_features(factors, probed)
-    return features.double().numpy() * probed[0].spread
+    probed = fit_probes(
+        factors, [Candidate(VIEWS[name], normalize)], SCALE, max(deltas.shape)
+    )
+    (features,), (view,) = collect_features(factors, probed)
+    return features.double().numpy() * view.spread
 
 
 def naive_matrices(deltas, name, normalize):
@@ -114,8 +121,9 @@ def test_identity_probes_read_the_matrix(name, normalize, deltas):
 @BOTH_NORMALIZATIONS
 def test_xtu_is_xu_transposed(normalize, deltas):
     factors = [decompose(deltas)]
-    candidates = [("xu", normalize), ("xtu", normalize)]
-    xu, xtu = collect_features(factors, fit_probes(factors, candidates, SCALE, 3))
+    candidates = [Candidate(VIEWS[name], normalize) for name in ("xu", "xtu")]
+    probed = fit_probes(factors, candidates, SCALE, 3)
+    xu, xtu = collect_features(factors, probed)[0]
     transposed = xtu.reshape(-1, 3, 3).mT.flatten(1)
     np.testing.assert_allclose(xu, transposed, rtol=0, atol=1e-13)
 
@@ -175,7 +183,7 @@ def test_symmetric_features_keep_the_inner_product():
 
 @pytest.mark.parametrize("length", [3, 5, 8])
 def test_spectrum_by_definition(length, deltas):
-    values = spectrum(decompose(deltas), length, SCALE).numpy()
+    values = SPECTRUM.values(decompose(deltas), length, SCALE).numpy()
     assert values.shape == (len(deltas), length + 1)
     for value, delta in zip(values, deltas, strict=True):
         norm = np.linalg.norm(delta)
@@ -199,8 +207,8 @@ def test_spectrum_is_blind_to_the_rank_that_is_stored(rank):
     )
     stored = thin_svd_of_product(*(torch.from_numpy(part) for part in padded))
     np.testing.assert_allclose(
-        spectrum(stored, 5, SCALE),
-        spectrum(decompose(B @ A), 5, SCALE),
+        SPECTRUM.values(stored, 5, SCALE),
+        SPECTRUM.values(decompose(B @ A), 5, SCALE),
         rtol=0,
         atol=1e-9,
     )
@@ -209,15 +217,16 @@ def test_spectrum_is_blind_to_the_rank_that_is_stored(rank):
 def test_spectrum_is_blind_to_the_unit():
     rng = np.random.default_rng(0)
     deltas = rng.standard_normal((4, 6, 5))
-    here = spectrum(decompose(deltas), 5, 1.0)
-    there = spectrum(decompose(1e-6 * deltas), 5, 1e-6)
+    here = SPECTRUM.values(decompose(deltas), 5, 1.0)
+    there = SPECTRUM.values(decompose(1e-6 * deltas), 5, 1e-6)
     np.testing.assert_allclose(here, there, rtol=0, atol=1e-12)
 
 
 def test_spectrum_tells_the_norm_from_the_shape():
     deltas = np.random.default_rng(0).standard_normal((1, 6, 5))
     quiet, loud = (
-        spectrum(decompose(factor * deltas), 5, 1.0).numpy()[0] for factor in (1e3, 1e4)
+        SPECTRUM.values(decompose(factor * deltas), 5, 1.0).numpy()[0]
+        for factor in (1e3, 1e4)
     )
     np.testing.assert_allclose(loud - quiet, [*[0] * 5, np.log(10)], rtol=0, atol=1e-9)
 

@@ -214,12 +214,16 @@ class Adam(BaseEstimator):
         )
         return torch.from_numpy(np.sort(held_out))
 
+    @property
+    def _runs_every_epoch(self):
+        return self.tol == 0 and self.n_iter_no_change >= self.max_iter
+
     def _warn_unfinished(self, history):
         if history.interrupted:
             warn(
                 f"Training interrupted by user after {len(history.losses)} epochs.",
             )
-        elif not history.converged and self.n_iter_no_change < self.max_iter:
+        elif not history.converged and not self._runs_every_epoch:
             warn(
                 f"The adam solver reached max_iter={self.max_iter} and has not "
                 "converged yet: raise max_iter, or tol.",

@@ -45,15 +45,23 @@ class Weights(ABC):
     """
 
     is_low_rank: bool = False
-    rank: int | None = None
     is_lazy: bool = False
     layer: str | None = None
     title: str = "Input W"
     # Looking for NaN takes as long as reading: once is enough.
     _is_finite: bool = False
 
-    shape: Any
-    dtype: Any
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    @abstractmethod
+    def dtype(self) -> np.dtype: ...
+
+    @property
+    def rank(self) -> int | None:
+        return None
 
     @abstractmethod
     def _select(self, models: np.ndarray) -> Self:
@@ -86,7 +94,7 @@ class Weights(ABC):
         return compute_dtype(self.dtype)
 
     def __len__(self) -> int:
-        return int(self.shape[0])
+        return self.shape[0]
 
     def __getitem__(self, key: Any) -> Any:
         positions = model_positions(key, len(self), type(self).__name__)

@@ -103,7 +103,12 @@ class LayerWeights(Weights):
         specs = {id(h.spec): h.spec for h in self._handles}.values()
         self._weight_shape = self._handles[0].spec.shape if self._handles else (0, 0)
         self.is_low_rank = any(spec.is_low_rank for spec in specs)
-        self.dtype = np.dtype(np.result_type(*{s.dtype for s in specs} or {np.float32}))
+        dtypes = {spec.dtype for spec in specs} or {np.float32}
+        self._dtype = np.dtype(np.result_type(*dtypes))
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._dtype
 
     @property
     def names(self) -> list[str]:

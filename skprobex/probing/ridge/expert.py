@@ -4,7 +4,6 @@ Linear ProbeX is the dense expert under a Tucker decomposition (Horwitz et al., 
 2025, proposition 1). Here the decomposition is computed instead of trained.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,10 +15,11 @@ from ..device import solver_device
 from ..linalg import fix_signs, leading_directions
 from ..tasks import Task
 from ..text_side import TextSide
+from . import sampling
 from .choice import ViewSearch, join
 from .path import RidgePath
 from .probes import ProbedView, fit_features, list_candidates
-from .sampling import MAX_COMPARED, MAX_DECOMPOSED, draw_sample, probe_all
+from .sampling import MAX_DECOMPOSED, draw_sample, probe_all
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Problem:
 
     @property
     def n_decomposed(self):
-        """How many models are decomposed: of layers that are compared, not all are."""
+        """How many models are decomposed, of several layers while they are compared."""
         if len(self.layers) == 1:
             return self.n_models
-        return len(self.layers) * min(self.n_models, MAX_COMPARED)
+        return len(self.layers) * min(self.n_models, sampling.MAX_COMPARED)
 
     def open(self, name):
         """Open one layer's deltas; nothing is held before it is asked for."""
@@ -113,14 +113,15 @@ class ProbedLayer:
             DecomposedDeltas(weights, self.center, self.sketch, device, dtype)
         )
 
-    def probe(self, deltas, reduce=None, progress=lambda n: None):
+    def probe(self, deltas, reduce=None, progress=None):
         """Compute the probed features of decomposed deltas, reduced batch by batch."""
         parts = []
         for factors in deltas.once():
             features = [view.features(factors) for view in self.views]
             joined = join(features, self.shares)
             parts.append(reduce(joined) if reduce else joined)
-            progress(len(joined))
+            if progress is not None:
+                progress(len(joined))
         return torch.cat(parts)
 
 
@@ -206,7 +207,7 @@ class ClosedFormExpert:
         return {name: values / (total or 1.0) for name, values in found.items()}
 
 
-def fit_ridge(problem: Problem, progress: Callable[[int], None]) -> ClosedFormExpert:
+def fit_ridge(problem, progress):
     """Fit probes, features and ridge; choose by exact leave-one-out.
 
     Parameters
@@ -232,6 +233,8 @@ def fit_ridge(problem: Problem, progress: Callable[[int], None]) -> ClosedFormEx
         layers_and_features = [(layer, _features_of(layer, choice)) for layer in layers]
         # What was compared is not needed any more, and may take as much memory.
         del choice
+        if len(problem.layers) > 1:
+            progress = None  # which layers are read again was not known before
         features, reduction = probe_all(
             layers_and_features, opened, sample, task, progress
         )
@@ -319,8 +322,13 @@ def solve(path, alpha, n_components, dtype, reduction):
     }
 
 
-def fit_unsupervised(problem: Problem) -> ClosedFormExpert:
+def fit_unsupervised(problem):
     """Probe views without targets: principal components of all layers side by side.
+
+    Parameters
+    ----------
+    problem : Problem
+        Without a task.
 
     Returns
     -------

@@ -149,7 +149,7 @@ class SubspaceDeltas(RepeatedPasses):
         The sides that the views look at; of the others nothing is kept.
     n_probes : int
     generator : torch.Generator
-    progress : callable
+    progress : callable, optional
         Called with the number of models that were decomposed.
 
     Attributes
@@ -159,7 +159,7 @@ class SubspaceDeltas(RepeatedPasses):
         The subspaces, of sides wider than them.
     """
 
-    def __init__(self, deltas, sides, n_probes, generator, progress):
+    def __init__(self, deltas, sides, n_probes, generator, progress=lambda n: None):
         width = max(MIN_SUBSPACE, 3 * n_probes)
         log_gain = VIEWS["log_xtx"].gain
         tests, sums = {}, {}
@@ -226,11 +226,8 @@ def fit_features(deltas, candidates, n_probes, generator, progress=lambda n: Non
     deltas = SubspaceDeltas(deltas, sides, n_probes, generator, progress)
     typical_norm = root_mean_square(deltas.norms)
     probed = fit_probes(deltas, candidates, typical_norm, n_probes)
-    features, spreads = collect_features(deltas, probed)
-    return [
-        replace(lift(view, deltas), spread=spread)
-        for view, spread in zip(probed, spreads, strict=True)
-    ], features
+    features, probed = collect_features(deltas, probed)
+    return [lift(view, deltas) for view in probed], features
 
 
 def lift(probed, deltas):
@@ -280,25 +277,25 @@ def fit_probes(deltas, candidates, typical_norm, n_probes):
 
 
 def collect_features(deltas, probed):
-    """Probe every delta, and measure the spread of every view.
+    """Probe every delta, and scale every view to unit spread.
 
     Returns
     -------
     features : list of Tensor of shape (n_models, n_features), one for each view
-        At unit spread.
-    spreads : list of float
+    probed : list of ProbedView
+        Their spreads known.
     """
     batches = [[view.features(factors) for view in probed] for factors in deltas]
     collected = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-    spreads = []
-    for features in collected:
+    scaled = []
+    for view, features in zip(probed, collected, strict=True):
         mean = features.mean(dim=0)
         spread = (features - mean).square().sum(dim=1).mean().sqrt().item()
         # Rounding errors of what is the same for all models are not blown up.
         floor = 100 * torch.finfo(features.dtype).eps * mean.norm().item()
-        spreads.append(spread if spread > floor else 1.0)
-        features /= spreads[-1]
-    return collected, spreads
+        scaled.append(replace(view, spread=spread if spread > floor else 1.0))
+        features /= scaled[-1].spread
+    return collected, scaled
 
 
 def leading_eigenvectors(matrix, n_vectors):

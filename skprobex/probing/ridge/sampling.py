@@ -53,7 +53,7 @@ def probe_all(layers, opened, sample, task, progress):
     sample : Tensor of int, shape (n_sampled,)
     task : Task
         Of all models.
-    progress : callable
+    progress : callable or None
         Called with the number of models that were decomposed.
 
     Returns
