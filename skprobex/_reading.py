@@ -79,7 +79,8 @@ class ReadsWeights:
 
     def _names_in(self, W):
         """Names of the layers that are needed of W; None for a single one."""
-        name, is_fitted_on_several = type(self).__name__, hasattr(self, "layers_")
+        name = type(self).__name__
+        is_fitted_on_several = isinstance(self.weight_shape_, dict)
         if not holds_several(W):
             if is_fitted_on_several:
                 raise ValueError(
