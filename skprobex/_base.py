@@ -11,7 +11,6 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from ._documented import Documented
 from ._progress import ProgressBar
 from ._sklearn import ClassNamePrefixFeaturesOutMixin, Interval, StrOptions
 from ._warnings import warn
@@ -54,7 +53,6 @@ def all_or_nothing(fit: _Method) -> _Method:
 
 class BaseExpert(
     Saveable,
-    Documented,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     BaseEstimator,

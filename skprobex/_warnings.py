@@ -1,4 +1,4 @@
-"""Warnings that point at the caller's own line, however deep they come from."""
+"""What messages share: the line a warning points at, and lists that stay short."""
 
 import sys
 import warnings
@@ -16,3 +16,10 @@ def warn(message, category=UserWarning):
 
 def _library(frame):
     return frame.f_globals.get("__name__", "").partition(".")[0]
+
+
+def listed(names, n=5, show=repr):
+    """Name the first few and count the rest: ``'a', 'b' and 3 more``."""
+    names = list(names)
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(map(show, names[:n])) + more

@@ -4,21 +4,15 @@ import inspect
 import re
 import subprocess
 import sys
-from email.message import Message
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpydoc.docscrape import FunctionDoc
 from numpydoc.validate import validate
-from sklearn.base import BaseEstimator
 
 import skprobex
 from skprobex import (
-    ProbeXClassifier,
-    ProbeXEmbedder,
-    _documented,
     baselines,
     datasets,
     files,
@@ -135,55 +129,3 @@ def test_import_is_light():
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == "set()"
-
-
-# As they are documented, where every estimator has one page.
-PAGES = re.findall(
-    r"^   (skprobex\.[.\w]+)$",
-    (Path(__file__).parent.parent / "docs/api.rst").read_text(),
-    flags=re.MULTILINE,
-)
-ESTIMATORS = [
-    path
-    for path in PAGES
-    if inspect.isclass(resolve(path)) and issubclass(resolve(path), BaseEstimator)
-]
-
-
-def make(path):
-    names = inspect.signature(resolve(path)).parameters
-    needed = {"estimator": ProbeXClassifier(), "embedder": ProbeXEmbedder()}
-    return resolve(path)(**{k: v for k, v in needed.items() if k in names})
-
-
-@pytest.mark.parametrize("path", ESTIMATORS)
-def test_html_links_to_the_page_where_a_site_is_declared(path, monkeypatch):
-    monkeypatch.setattr(_documented, "documentation_url", lambda: "https://docs.test")
-    page = f"https://docs.test/generated/{path}.html"
-    assert make(path)._get_doc_link() == page
-    assert f'href="{page}"' in make(path)._repr_html_()
-
-
-@pytest.mark.parametrize("path", ESTIMATORS)
-def test_html_links_nowhere_without_a_site(path, monkeypatch):
-    monkeypatch.setattr(_documented, "documentation_url", lambda: None)
-    assert make(path)._get_doc_link() == ""
-
-
-@pytest.mark.parametrize(
-    "urls, expected",
-    [
-        (None, None),
-        (["Source, https://code.test"], None),
-        (
-            ["Source, https://code.test", "Documentation, https://d.test/"],
-            "https://d.test",
-        ),
-    ],
-)
-def test_the_site_is_what_the_package_declares(urls, expected, monkeypatch):
-    message = Message()
-    for url in urls or []:
-        message["Project-URL"] = url
-    monkeypatch.setattr(_documented, "metadata", lambda name: message)
-    assert _documented.documentation_url.__wrapped__() == expected

@@ -75,17 +75,6 @@ def split_forms(estimator, W, layer, *, forms=None):
     return [Part(form, np.arange(len(weights)), weights)]
 
 
-def take(W, positions):
-    """Select models by position, whatever holds them."""
-    if isinstance(W, Mapping):
-        return {name: take(layer, positions) for name, layer in W.items()}
-    if isinstance(W, (list, tuple)):
-        return [W[i] for i in positions]
-    if hasattr(W, "iloc"):
-        return W.iloc[positions]
-    return (W if hasattr(W, "__getitem__") else np.asarray(W))[positions]
-
-
 def _is_list_of_arrays(W):
     if isinstance(W, np.ndarray) and W.dtype == object and W.ndim == 1:
         return True

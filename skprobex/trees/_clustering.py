@@ -10,7 +10,6 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .._base import all_or_nothing
-from .._documented import Documented
 from .._registry import saved
 from .._sklearn import Interval, StrOptions, _fit_context
 from .._typing import Device, RandomState, Self
@@ -24,7 +23,7 @@ from ._tree_models import DenseTrees, LowRankTrees
 
 
 @saved
-class ModelTreeClustering(Saveable, Documented, ClusterMixin, BaseEstimator):
+class ModelTreeClustering(Saveable, ClusterMixin, BaseEstimator):
     r"""Find out which models descend from one base.
 
     Models of another architecture are of another Model Tree. Within an architecture

@@ -19,7 +19,6 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .._base import all_or_nothing
-from .._documented import Documented
 from .._registry import saved
 from .._sklearn import HasMethods, Interval, _fit_context, available_if
 from .._typing import Self
@@ -27,6 +26,7 @@ from ..exceptions import MissingLayerError
 from ..saving._save_load import Saveable
 from ..targets._labels import check_labels
 from ..weights import ModelCollection, WeightsLike, holds_several, layer_names
+from ..weights._select import take_models
 from ._answers import (
     ask,
     below_all,
@@ -39,12 +39,12 @@ from ._answers import (
     warn_pooled,
     zeros,
 )
-from ._architectures import stack_models, take
+from ._architectures import stack_models
 from ._clustering import ModelTreeClustering
 
 
 @saved
-class TreeExperts(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
+class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
     """Fit one expert for each Model Tree, and ask the right one.
 
     Within a Model Tree what a model was trained on is easily read from its weights;
@@ -258,7 +258,7 @@ class TreeExperts(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
 
     def _select(self, W, rows, tree):
         """Take models, and the layer that the tree's expert looks at."""
-        selected = take(W, rows)
+        selected = take_models(W, rows)
         if isinstance(W, (ModelCollection, dict)):
             if self.layer == "all":
                 return selected
