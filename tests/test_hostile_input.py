@@ -1031,7 +1031,7 @@ REFUSED = {
     "experts on a missing layer": (
         lambda: experts(LAYERS, layer="z"),
         MissingLayerError,
-        "layer='z': W holds ['a.weight', 'b.weight']",
+        "layer='z': W holds 'a.weight', 'b.weight'",
     ),
     "experts before fit": (
         lambda: TreeExperts(ProbeXClassifier()).predict(W),

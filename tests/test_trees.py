@@ -29,11 +29,10 @@ from skprobex.baselines import WeightStatistics
 from skprobex.datasets import make_digit_jungle, make_model_tree
 from skprobex.exceptions import MissingLayerError
 from skprobex.inspection import ModelTreeDisplay
-from skprobex.trees import ModelTreeClustering, TreeExperts
-from skprobex.trees import _tree_models as _parts
+from skprobex.trees import ModelTreeClustering, TreeExperts, _tree_models
 from skprobex.trees._distances import (
     Sketcher,
-    own_ways,
+    pendant_lengths,
     relative,
     squared_distances,
 )
@@ -121,14 +120,15 @@ def test_unrelated_is_one_and_twins_are_zero():
     assert relative(np.zeros((2, 2), np.float32), np.zeros(2)).max() == 0
 
 
-def test_own_ways_are_what_was_trained_after_the_branch():
+def test_pendant_lengths_are_what_was_trained_after_the_branch():
     # Coordinates of its own for each model: squared distances add up exactly.
-    ways = np.array([1.0, 2.0, 3.0, 100.0])
+    lengths = np.array([1.0, 2.0, 3.0, 100.0])
     F = np.zeros((8, 10))
-    F[np.arange(4), np.arange(4)] = np.sqrt(ways)
-    F[np.arange(4, 8), np.arange(4, 8)] = np.sqrt(ways)
+    F[np.arange(4), np.arange(4)] = np.sqrt(lengths)
+    F[np.arange(4, 8), np.arange(4, 8)] = np.sqrt(lengths)
     F[4:, 9] = 5.0  # a second branch
-    np.testing.assert_allclose(own_ways(squared_distances(F)), [*ways, *ways], 1e-4)
+    found = pendant_lengths(squared_distances(F))
+    np.testing.assert_allclose(found, [*lengths, *lengths], 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_gains_near_one_do_not_make_relatives():
 
 
 def test_very_many_models_are_routed(monkeypatch):
-    monkeypatch.setattr(_parts, "N_COMPARED", 30)
+    monkeypatch.setattr(_tree_models, "N_COMPARED", 30)
     W, tree, _ = forest(3, 40)
     found = ModelTreeClustering().fit(W)
     assert adjusted_rand_score(tree, found.labels_) == 1
@@ -319,6 +319,15 @@ def test_adapters_are_divided_by_their_declared_base():
     assert found.predict(adapters(["b", "c", "a"])).tolist() == [1, -1, 0]
     with pytest.raises(ValueError, match="does not say how the 2 groups"):
         ModelTreeClustering(3).fit(adapters(["a", "b", "a", "a"]))
+
+
+def test_adapters_are_a_tree_beside_full_weights(tmp_path):
+    save_models(tmp_path / "adapters", {"q.weight": adapters([""] * 4)["q"]})
+    save_models(tmp_path / "full", {"p.weight": forest(1, 5)[0]})
+    models = open_models(tmp_path)
+    expected = [0 if "full" in name else 1 for name in models.names]
+    for n_trees in (None, 2):
+        assert ModelTreeClustering(n_trees).fit(models).labels_.tolist() == expected
 
 
 @pytest.mark.parametrize("layer", ["hidden1.weight", "hidden2.weight"])

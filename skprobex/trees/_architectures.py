@@ -1,4 +1,8 @@
-"""Divide models by what needs no reading: architecture, and declared base."""
+"""Models divided before any weights are read, by architecture and declared base.
+
+Models of different architectures, or adapters (LoRA) of different bases, are never of
+one Model Tree.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,6 +13,7 @@ import torch
 from scipy.sparse import issparse
 
 from .._registry import saved
+from .._warnings import listed
 from ..exceptions import MissingLayerError
 from ..weights import DenseWeights, ModelCollection, validate_weights
 from ..weights._collection import base_model
@@ -160,7 +165,7 @@ def _form_of(models, base, layer, forms):
     if layer is not None and not candidates:
         raise MissingLayerError(
             f"{len(models)} models, such as {models.names[0]!r}, have no layer "
-            f"{layer!r}. They have {', '.join(map(repr, list(infos)[:5]))}: pass one "
+            f"{layer!r}. They have {listed(infos)}: pass one "
             "that all models have, or layer=None for one of each architecture."
         )
     if not candidates:
