@@ -21,6 +21,7 @@ from skprobex import (
     search,
     trees,
 )
+from skprobex._warnings import listed
 from skprobex.targets import _texts as text
 
 PUBLIC = [
@@ -129,3 +130,22 @@ def test_import_is_light():
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        ([], ""),
+        (["a"], "'a'"),
+        (iter("abcde"), "'a', 'b', 'c', 'd', 'e'"),
+        (dict.fromkeys("abcdefg"), "'a', 'b', 'c', 'd', 'e' and 2 more"),
+    ],
+)
+def test_messages_name_the_first_few_and_count_the_rest(names, expected):
+    assert listed(names) == expected
+
+
+def test_messages_name_as_many_as_asked_for_in_the_way_asked_for():
+    assert listed([3, 1, 2], 2, show=lambda i: f"model {i}") == (
+        "model 3, model 1 and 1 more"
+    )

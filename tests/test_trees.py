@@ -404,6 +404,12 @@ def test_classes_of_some_trees_only():
     assert (experts.predict_proba(W)[tree == 0, 2] == 0).all()
 
 
+def many_small_trees():
+    W, _, _ = forest(8, 4, (20, 20))
+    W = np.concatenate([W, W[:1] + 0.01 * forest(1, 12, (20, 20), 1.0, 1)[0]])
+    return W, np.arange(len(W)) % 5.0
+
+
 def test_small_trees_fall_back_to_all_models():
     W, y, tree = two_trees()
     rows = np.r_[np.flatnonzero(tree == 0), np.flatnonzero(tree == 1)[:5]]
@@ -411,6 +417,8 @@ def test_small_trees_fall_back_to_all_models():
         experts = TreeExperts(ProbeXClassifier()).fit(W[rows], y[rows])
     assert experts.own_expert_.tolist() == [True, False]
     assert experts.predict(W[rows]).shape == (45,)
+    with pytest.warns(UserWarning, match=r"\(4 models\), 5 \(4 models\) and 2 more\."):
+        TreeExperts(ProbeXRegressor()).fit(*many_small_trees())
     # One class only in a tree, and nothing of its shape beside it.
     models = [*W[tree == 0], *(w[:5] for w in W[tree == 1][:12])]
     labels = np.r_[y[tree == 0], np.full(12, 2)]
