@@ -15,20 +15,6 @@ JUNGLES = {
     "1 base, 3 children, and so on for 4 generations": (120, 4, True),
     "3 children, 9, 27; the base is not among them": (39, 3, False),
 }
-WAYS = {
-    "recover_heritage, defaults": {},
-    "  root by kurtosis": {"statistic": "kurtosis"},
-    "  edges steered by the norm (weight 0.1)": {"direction_weight": 0.1},
-    "  edges steered by the norm (weight 1)": {"direction_weight": 1.0},
-    "  edges steered by kurtosis (weight 0.1)": {
-        "statistic": "kurtosis",
-        "direction_weight": 0.1,
-    },
-    "  edges steered by kurtosis (weight 1)": {
-        "statistic": "kurtosis",
-        "direction_weight": 1.0,
-    },
-}
 
 
 def obvious_rules(W, base):
@@ -61,20 +47,18 @@ if __name__ == "__main__":
                     truth = np.r_[-1, truth + 1]
                 known = truth >= 0
                 found = dict(obvious_rules(W, 0 if with_base else None))
-                for way, settings in WAYS.items():
-                    heritage = recover_heritage(W, **settings)
-                    found[way] = heritage.parents_
-                    if way.startswith("recover"):
-                        n_roots += with_base and heritage.roots_[0] == 0
-                for way, parents in found.items():
+                heritage = recover_heritage(W)
+                found["recover_heritage"] = heritage.parents_
+                n_roots += with_base and heritage.roots_[0] == 0
+                for rule, parents in found.items():
                     share = np.mean(parents[known] == truth[known])
-                    shares.setdefault(way, []).append(share)
+                    shares.setdefault(rule, []).append(share)
             print(f"{name}; {layer}")
             if with_base:
                 print(f"  roots found: {n_roots} of {len(SEEDS)}")
-            for way, values in shares.items():
+            for rule, values in shares.items():
                 print(
-                    f"  {way:<46}{np.mean(values):.3f} +- {np.std(values):.3f}"
+                    f"  {rule:<46}{np.mean(values):.3f} +- {np.std(values):.3f}"
                     f"   worst {np.min(values):.3f}"
                 )
             print(flush=True)

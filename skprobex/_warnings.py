@@ -1,4 +1,4 @@
-"""Warnings that point at the caller's own line, and names listed in messages."""
+"""What messages share: the line a warning points at, and lists that stay short."""
 
 import sys
 import warnings

@@ -17,7 +17,6 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from ._base import all_or_nothing
-from ._documented import Documented
 from ._reading import ReadsWeights
 from ._registry import saved
 from ._typing import Numbers, Self
@@ -52,7 +51,6 @@ def check_range(rows):
 class _WeightsTransformer(
     Saveable,
     ReadsWeights,
-    Documented,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     BaseEstimator,

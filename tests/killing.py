@@ -61,7 +61,7 @@ def index(folder):
         indices[value].save(folder / "index")
 
     def read():
-        loaded = ModelIndex.load(folder / "index")
+        loaded = skprobex.load(folder / "index")
         value = int(loaded.names[0].split("-")[0])
         expected = indices[value]
         assert loaded.names == expected.names

@@ -6,7 +6,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from skprobex import ModelIndex, ProbeXEmbedder
+from skprobex import ModelIndex, ProbeXEmbedder, load
 from skprobex.datasets import make_adapter_jungle
 from skprobex.metrics import mean_one_class_auc
 
@@ -58,7 +58,7 @@ def test_models_are_found_by_a_sentence(jungle, embedder, tmp_path):
     nearest = index.search(jungle.models[rows], k=1).names
     assert [name for (name,) in nearest] == [names[i] for i in rows]
     index.save(tmp_path / "index.safetensors")
-    loaded = ModelIndex.load(tmp_path / "index.safetensors")
+    loaded = load(tmp_path / "index.safetensors")
     again = loaded.search(queries, k=10)
     assert again.names == index.search(queries, k=10).names
 

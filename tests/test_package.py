@@ -4,21 +4,15 @@ import inspect
 import re
 import subprocess
 import sys
-from email.message import Message
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpydoc.docscrape import FunctionDoc
 from numpydoc.validate import validate
-from sklearn.base import BaseEstimator
 
 import skprobex
 from skprobex import (
-    ProbeXClassifier,
-    ProbeXEmbedder,
-    _documented,
     baselines,
     datasets,
     files,
@@ -28,6 +22,7 @@ from skprobex import (
     solvers,
     trees,
 )
+from skprobex._warnings import listed
 from skprobex.targets import _texts as text
 
 PUBLIC = [
@@ -147,53 +142,20 @@ def test_import_is_light():
     assert printed.stdout.strip() == "set()"
 
 
-# As they are documented, where every estimator has one page.
-PAGES = re.findall(
-    r"^   (skprobex\.[.\w]+)$",
-    (Path(__file__).parent.parent / "docs/api.rst").read_text(),
-    flags=re.MULTILINE,
-)
-ESTIMATORS = [
-    path
-    for path in PAGES
-    if inspect.isclass(resolve(path)) and issubclass(resolve(path), BaseEstimator)
-]
-
-
-def make(path):
-    names = inspect.signature(resolve(path)).parameters
-    needed = {"estimator": ProbeXClassifier(), "embedder": ProbeXEmbedder()}
-    return resolve(path)(**{k: v for k, v in needed.items() if k in names})
-
-
-@pytest.mark.parametrize("path", ESTIMATORS)
-def test_html_links_to_the_page_where_a_site_is_declared(path, monkeypatch):
-    monkeypatch.setattr(_documented, "documentation_url", lambda: "https://docs.test")
-    page = f"https://docs.test/generated/{path}.html"
-    assert make(path)._get_doc_link() == page
-    assert f'href="{page}"' in make(path)._repr_html_()
-
-
-@pytest.mark.parametrize("path", ESTIMATORS)
-def test_html_links_nowhere_without_a_site(path, monkeypatch):
-    monkeypatch.setattr(_documented, "documentation_url", lambda: None)
-    assert make(path)._get_doc_link() == ""
-
-
 @pytest.mark.parametrize(
-    "urls, expected",
+    "names, expected",
     [
-        (None, None),
-        (["Source, https://code.test"], None),
-        (
-            ["Source, https://code.test", "Documentation, https://d.test/"],
-            "https://d.test",
-        ),
+        ([], ""),
+        (["a"], "'a'"),
+        (iter("abcde"), "'a', 'b', 'c', 'd', 'e'"),
+        (dict.fromkeys("abcdefg"), "'a', 'b', 'c', 'd', 'e' and 2 more"),
     ],
 )
-def test_the_site_is_what_the_package_declares(urls, expected, monkeypatch):
-    message = Message()
-    for url in urls or []:
-        message["Project-URL"] = url
-    monkeypatch.setattr(_documented, "metadata", lambda name: message)
-    assert _documented.documentation_url.__wrapped__() == expected
+def test_messages_name_the_first_few_and_count_the_rest(names, expected):
+    assert listed(names) == expected
+
+
+def test_messages_name_as_many_as_asked_for_in_the_way_asked_for():
+    assert listed([3, 1, 2], 2, show=lambda i: f"model {i}") == (
+        "model 3, model 1 and 1 more"
+    )

@@ -29,11 +29,10 @@ from skprobex.baselines import WeightStatistics
 from skprobex.datasets import make_digit_jungle, make_model_tree
 from skprobex.exceptions import MissingLayerError
 from skprobex.inspection import ModelTreeDisplay
-from skprobex.trees import ModelTreeClustering, TreeExperts
-from skprobex.trees import _tree_models as _parts
+from skprobex.trees import ModelTreeClustering, TreeExperts, _tree_models
 from skprobex.trees._distances import (
     Sketcher,
-    own_ways,
+    pendant_lengths,
     relative,
     squared_distances,
 )
@@ -121,14 +120,15 @@ def test_unrelated_is_one_and_twins_are_zero():
     assert relative(np.zeros((2, 2), np.float32), np.zeros(2)).max() == 0
 
 
-def test_own_ways_are_what_was_trained_after_the_branch():
+def test_pendant_lengths_are_what_was_trained_after_the_branch():
     # Coordinates of its own for each model: squared distances add up exactly.
-    ways = np.array([1.0, 2.0, 3.0, 100.0])
+    lengths = np.array([1.0, 2.0, 3.0, 100.0])
     F = np.zeros((8, 10))
-    F[np.arange(4), np.arange(4)] = np.sqrt(ways)
-    F[np.arange(4, 8), np.arange(4, 8)] = np.sqrt(ways)
+    F[np.arange(4), np.arange(4)] = np.sqrt(lengths)
+    F[np.arange(4, 8), np.arange(4, 8)] = np.sqrt(lengths)
     F[4:, 9] = 5.0  # a second branch
-    np.testing.assert_allclose(own_ways(squared_distances(F)), [*ways, *ways], 1e-4)
+    found = pendant_lengths(squared_distances(F))
+    np.testing.assert_allclose(found, [*lengths, *lengths], 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_gains_near_one_do_not_make_relatives():
 
 
 def test_very_many_models_are_routed(monkeypatch):
-    monkeypatch.setattr(_parts, "N_COMPARED", 30)
+    monkeypatch.setattr(_tree_models, "N_COMPARED", 30)
     W, tree, _ = forest(3, 40)
     found = ModelTreeClustering().fit(W)
     assert adjusted_rand_score(tree, found.labels_) == 1
@@ -319,6 +319,15 @@ def test_adapters_are_divided_by_their_declared_base():
     assert found.predict(adapters(["b", "c", "a"])).tolist() == [1, -1, 0]
     with pytest.raises(ValueError, match="does not say how the 2 groups"):
         ModelTreeClustering(3).fit(adapters(["a", "b", "a", "a"]))
+
+
+def test_adapters_are_a_tree_beside_full_weights(tmp_path):
+    save_models(tmp_path / "adapters", {"q.weight": adapters([""] * 4)["q"]})
+    save_models(tmp_path / "full", {"p.weight": forest(1, 5)[0]})
+    models = open_models(tmp_path)
+    expected = [0 if "full" in name else 1 for name in models.names]
+    for n_trees in (None, 2):
+        assert ModelTreeClustering(n_trees).fit(models).labels_.tolist() == expected
 
 
 @pytest.mark.parametrize("layer", ["hidden1.weight", "hidden2.weight"])
@@ -395,6 +404,12 @@ def test_classes_of_some_trees_only():
     assert (experts.predict_proba(W)[tree == 0, 2] == 0).all()
 
 
+def many_small_trees():
+    W, _, _ = forest(8, 4, (20, 20))
+    W = np.concatenate([W, W[:1] + 0.01 * forest(1, 12, (20, 20), 1.0, 1)[0]])
+    return W, np.arange(len(W)) % 5.0
+
+
 def test_small_trees_fall_back_to_all_models():
     W, y, tree = two_trees()
     rows = np.r_[np.flatnonzero(tree == 0), np.flatnonzero(tree == 1)[:5]]
@@ -402,6 +417,8 @@ def test_small_trees_fall_back_to_all_models():
         experts = TreeExperts(ProbeXClassifier()).fit(W[rows], y[rows])
     assert experts.own_expert_.tolist() == [True, False]
     assert experts.predict(W[rows]).shape == (45,)
+    with pytest.warns(UserWarning, match=r"\(4 models\), 5 \(4 models\) and 2 more\."):
+        TreeExperts(ProbeXRegressor()).fit(*many_small_trees())
     # One class only in a tree, and nothing of its shape beside it.
     models = [*W[tree == 0], *(w[:5] for w in W[tree == 1][:12])]
     labels = np.r_[y[tree == 0], np.full(12, 2)]

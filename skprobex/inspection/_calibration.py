@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import type_of_target
 
 from .._typing import Self
 from ..weights import WeightsLike
-from ._axes import get_axes
+from ._display import Display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MANY_LABELS = 10
 
 
-class LabelCalibrationDisplay:
+class LabelCalibrationDisplay(Display):
     """Draw a reliability curve for each label of a multi-label problem.
 
     Models are put into bins by the probability that a label was given; the curve shows
@@ -69,8 +69,6 @@ class LabelCalibrationDisplay:
     >>> len(display.prob_true), display.pooled_pred.round(1)
     (3, array([0.1, 0.4, 0.6, 0.9]))
     """
-
-    figure_: Any  # of `ax_`: a figure, or a part of one
 
     def __init__(
         self,
@@ -203,25 +201,7 @@ class LabelCalibrationDisplay:
         pooled = curve(Y.ravel(), proba.ravel())
         return cls(prob_true, prob_pred, *pooled, names=names).plot(ax=ax)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Where to draw. None makes a figure.
-
-        Returns
-        -------
-        LabelCalibrationDisplay
-            The display itself, with `lines_`, `ax_` and `figure_`.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
-        ax = get_axes(ax)
+    def _draw(self, ax):
         names = self.names or range(len(self.prob_true))
         ax.plot([0, 1], [0, 1], color="grey", linestyle=":", label="calibrated")
         self.lines_ = []
@@ -246,5 +226,3 @@ class LabelCalibrationDisplay:
             aspect="equal",
         )
         ax.legend(fontsize="x-small")
-        self.ax_, self.figure_ = ax, ax.figure
-        return self

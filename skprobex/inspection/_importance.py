@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 from .._typing import Self
 from ..probing.ridge.expert import ClosedFormExpert
 from ..weights._validation import ONLY
-from ._axes import get_axes
+from ._display import Display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BASES = {"input": "right", "output": "left"}
 
 
-class ProbeImportanceDisplay:
+class ProbeImportanceDisplay(Display):
     """Draw which inputs, or outputs, of a layer carry the answer.
 
     In closed form the decision of output t is linear in each matrix view ``M``: the
@@ -74,8 +74,6 @@ class ProbeImportanceDisplay:
     >>> display.importances["xtxu"].shape
     (12,)
     """
-
-    figure_: Any  # of `ax_`: a figure, or a part of one
 
     def __init__(
         self,
@@ -176,13 +174,16 @@ class ProbeImportanceDisplay:
         ValueError
             If the shape does not hold as many pixels as there are inputs.
         """
-        total: Any = sum(self.importances.values())
-        if shape is not None and np.prod(shape) != len(total):
+        n_dimensions = len(next(iter(self.importances.values())))
+        if shape is not None and np.prod(shape) != n_dimensions:
             raise ValueError(
                 f"shape={shape} has {np.prod(shape)} pixels, but there are "
-                f"{len(total)} {self.side}s."
+                f"{n_dimensions} {self.side}s."
             )
-        ax = get_axes(ax)
+        return self._plot(ax, shape=shape)
+
+    def _draw(self, ax, shape=None):
+        total = sum(self.importances.values())
         if shape is not None:
             ax.imshow(total.reshape(shape), cmap="viridis", vmin=0)
             ax.set(xticks=[], yticks=[])
@@ -196,8 +197,6 @@ class ProbeImportanceDisplay:
             ax.set(xlabel=f"{self.side} of the layer", ylabel="importance")
             ax.margins(x=0)
             ax.legend(fontsize="small")
-        self.ax_, self.figure_ = ax, ax.figure
-        return self
 
 
 def _find_output(estimator, output, n_outputs):

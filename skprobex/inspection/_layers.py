@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Self
-from ._axes import get_axes
+from ._display import Display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class LayerSearchDisplay:
+class LayerSearchDisplay(Display):
     """Draw what each layer knows: its score, by its depth and kind.
 
     A layer's depth is the first number that ends a word of its name, and its kind the
@@ -42,8 +42,6 @@ class LayerSearchDisplay:
     skprobex.LayerSearchCV : Finds the layer that knows.
     skprobex.LayerFusion : Joins several.
     """
-
-    figure_: Any  # of `ax_`: a figure, or a part of one
 
     def __init__(
         self, scores: dict[str, float], *, stds: dict[str, float] | None = None
@@ -88,26 +86,8 @@ class LayerSearchDisplay:
             stds = dict(zip(scores, found.tolist(), strict=True))
         return cls(scores, stds=stds).plot(ax=ax)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Where to draw. None makes a figure.
-
-        Returns
-        -------
-        LayerSearchDisplay
-            The display itself, with `ax_` and `figure_`.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
-        ax = get_axes(ax)
-        kinds: dict[str, list[Any]] = {}
+    def _draw(self, ax):
+        kinds = {}
         for name in self.scores:
             depth, kind = depth_and_kind(name)
             kinds.setdefault(kind, []).append((depth, name))
@@ -129,8 +109,6 @@ class LayerSearchDisplay:
         ax.set(xlabel="depth", ylabel="score")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(loc="best", fontsize="small")
-        self.ax_, self.figure_ = ax, ax.figure
-        return self
 
 
 def depth_and_kind(name):

@@ -9,13 +9,13 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Self
-from ._axes import get_axes
+from ._display import Display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class LossCurveDisplay:
+class LossCurveDisplay(Display):
     """Draw the training loss of each epoch, and the score on models set aside.
 
     Made by `from_estimator`.
@@ -58,8 +58,6 @@ class LossCurveDisplay:
     True
     """
 
-    figure_: Any  # of `ax_`: a figure, or a part of one
-
     def __init__(
         self,
         losses: Sequence[float],
@@ -101,25 +99,7 @@ class LossCurveDisplay:
         scores = getattr(estimator, "validation_scores_", None)
         return cls(losses, validation_scores=scores).plot(ax=ax)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Where to draw. None makes a figure.
-
-        Returns
-        -------
-        LossCurveDisplay
-            The display itself, with `ax_` and `figure_`.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
-        ax = get_axes(ax)
+    def _draw(self, ax):
         epochs = np.arange(1, len(self.losses) + 1)
         (self.line_,) = ax.plot(epochs, self.losses, color="C0", label="training loss")
         ax.set(xlabel="epoch", ylabel="training loss")
@@ -132,5 +112,3 @@ class LossCurveDisplay:
             )
             self.validation_ax_.set(ylabel="validation score")
             ax.legend(handles=[self.line_, self.validation_line_], loc="center right")
-        self.ax_, self.figure_ = ax, ax.figure
-        return self

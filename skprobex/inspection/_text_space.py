@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._typing import RandomState, Self
 from ..weights import WeightsLike
-from ._axes import get_axes
+from ._display import Display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .._embedder import ProbeXEmbedder
 
 
-class TextSpaceDisplay:
+class TextSpaceDisplay(Display):
     """Draw models and the texts that describe them in one map.
 
     Texts are crosses, models dots, and a line joins a model to its own text. The space
@@ -67,8 +67,6 @@ class TextSpaceDisplay:
     >>> display.points.shape, display.text_points.shape
     ((60, 2), (10, 2))
     """
-
-    figure_: Any  # of `ax_`: a figure, or a part of one
 
     def __init__(
         self,
@@ -190,7 +188,10 @@ class TextSpaceDisplay:
             raise ValueError(
                 f"colors lacks {len(missing)} of the texts, such as {missing[0]!r}."
             )
-        ax = get_axes(ax)
+        return self._plot(ax, colors=colors, annotate=annotate)
+
+    def _draw(self, ax, colors, annotate):
+        texts = self.texts.tolist()
         shades = [colors[text] for text in texts]
         # From each model to its text.
         ends = np.stack([self.points, self.text_points[self.codes]], axis=1)
@@ -207,5 +208,3 @@ class TextSpaceDisplay:
                     fontsize="small",
                 )
         ax.set(title="models (dots) and texts (crosses)", xticks=[], yticks=[])
-        self.ax_, self.figure_ = ax, ax.figure
-        return self

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Self
-from ._axes import get_axes
+from ._display import Display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..trees import Heritage, ModelTreeClustering
 
 
-class ModelTreeDisplay:
+class ModelTreeDisplay(Display):
     """Draw Model Trees: how alike models are, or who descends from whom.
 
     Made by `from_estimator`, a dendrogram, or by `from_heritage`, a graph.
@@ -45,8 +45,6 @@ class ModelTreeDisplay:
     skprobex.trees.ModelTreeClustering : Finds the trees.
     skprobex.trees.recover_heritage : Finds who descends from whom.
     """
-
-    figure_: Any  # of `ax_`: a figure, or a part of one
 
     def __init__(
         self,
@@ -128,32 +126,12 @@ class ModelTreeDisplay:
         display = cls(heritage.labels_, parents=heritage.parents_, names=names)
         return display.plot(ax=ax)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Where to draw. None makes a figure.
-
-        Returns
-        -------
-        ModelTreeDisplay
-            The display itself, with `ax_` and `figure_`.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
-        ax = get_axes(ax)
+    def _draw(self, ax):
         colors = [f"C{number % 10}" for number in range(int(self.labels.max()) + 1)]
         if self.parents is None:
             self._plot_dendrogram(ax, colors)
         else:
             self._plot_graph(ax, colors)
-        self.ax_, self.figure_ = ax, ax.figure
-        return self
 
     def _plot_dendrogram(self, ax, colors):
         from scipy.cluster.hierarchy import dendrogram

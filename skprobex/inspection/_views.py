@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Self
-from ._axes import get_axes
+from ._display import Display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class ViewScoresDisplay:
+class ViewScoresDisplay(Display):
     """Draw the leave-one-out score of each view, and sum of views, that was compared.
 
     Made by `from_estimator`.
@@ -52,8 +52,6 @@ class ViewScoresDisplay:
     >>> display.scores == clf.view_scores_
     True
     """
-
-    figure_: Any  # of `ax_`: a figure, or a part of one
 
     def __init__(self, scores: dict[str, float], *, chosen: str | None = None) -> None:
         self.scores = scores
@@ -105,25 +103,7 @@ class ViewScoresDisplay:
             )
         return cls(scores, chosen="+".join(views)).plot(ax=ax)
 
-    def plot(self, ax: Axes | None = None) -> Self:
-        """Draw.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Where to draw. None makes a figure.
-
-        Returns
-        -------
-        ViewScoresDisplay
-            The display itself, with `bars_`, `ax_` and `figure_`.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
-        ax = get_axes(ax)
+    def _draw(self, ax):
         # Bars are drawn upwards; of equal scores, the first compared is on top.
         names = sorted(self.scores, key=self.scores.__getitem__, reverse=True)[::-1]
         values = [self.scores[name] for name in names]
@@ -134,5 +114,3 @@ class ViewScoresDisplay:
         ax.bar_label(self.bars_, fmt="%.3f", padding=3, fontsize="small")
         ax.margins(x=0.18)
         ax.set(xlabel="leave-one-out score")
-        self.ax_, self.figure_ = ax, ax.figure
-        return self

@@ -22,7 +22,6 @@ from sklearn.utils import Tags, get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from .._base import all_or_nothing
-from .._documented import Documented
 from .._registry import saved
 from .._sklearn import HasMethods, Interval, StrOptions, _fit_context, available_if
 from .._typing import Scoring, Self
@@ -54,7 +53,7 @@ def _estimator_has(method):
 
 
 @saved
-class LayerSearchCV(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
+class LayerSearchCV(Saveable, MetaEstimatorMixin, BaseEstimator):
     """Find the layer that knows, by cross-validating an estimator on each.
 
     Different questions are answered by different layers. Each layer is read once, by

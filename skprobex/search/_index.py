@@ -9,17 +9,16 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.parallel import Parallel, delayed
 
-from .._documented import Documented
 from .._progress import ProgressBar
 from .._registry import saved
 from .._sklearn import HasMethods, Interval
 from .._typing import PathLike, Self
-from ..exceptions import UnsupportedFormatError
-from ..saving._save_load import Saveable, load
-from ..trees._architectures import take
+from .._warnings import listed
+from ..saving._save_load import Saveable
 from ..weights import LayerWeights, ModelCollection, WeightsLike
 from ..weights._collection import as_condition
 from ..weights._metadata import check_key
+from ..weights._select import take_models
 from ._checks import (
     as_rows,
     as_weights,
@@ -27,7 +26,7 @@ from ._checks import (
     check_metadata,
     check_names,
 )
-from ._nearest import append_rows, make_cells, nearest
+from ._nearest import append_rows, nearest
 from ._result import SearchResult
 
 # Which models to look among.
@@ -37,7 +36,7 @@ Where: TypeAlias = (
 
 
 @saved
-class ModelIndex(Saveable, Documented, BaseEstimator):
+class ModelIndex(Saveable, BaseEstimator):
     """Find the models that fit a text, or are like other models.
 
     Models are embedded once, when they are added. A query, embedded in the same space,
@@ -52,10 +51,6 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
         same space. It must stay as it is while there are models in the index.
     batch_size : int, default=256
         Models that are embedded at a time.
-    faiss_above : int or None, default=None
-        With more models than this, queries look only into the parts of the space that
-        are nearest to them, found by faiss (``pip install faiss-cpu``): faster,
-        but now and then a model is missed. None: never.
     n_jobs : int, default=None
         Batches that are embedded in parallel, as in `joblib.Parallel`; None is 1
         unless in a `joblib.parallel_config` context.
@@ -71,7 +66,7 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
 
     See Also
     --------
-    load : Load a saved index.
+    skprobex.load : Load a saved index.
 
     Examples
     --------
@@ -93,25 +88,22 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
     _parameter_constraints = {
         "embedder": [HasMethods("transform")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "faiss_above": [None, Interval(Integral, 0, None, closed="left")],
         "n_jobs": [None, Integral],
         "verbose": ["verbose"],
     }
-    # Made again from the rest where they are missing.
-    _unsaved = ("_positions", "_cells")
+    # Made again from the names where it is missing.
+    _unsaved = ("_positions",)
 
     def __init__(
         self,
         embedder: Any,
         *,
         batch_size: int = 256,
-        faiss_above: int | None = None,
         n_jobs: int | None = None,
         verbose: int = 0,
     ) -> None:
         self.embedder = embedder
         self.batch_size = batch_size
-        self.faiss_above = faiss_above
         self.n_jobs = n_jobs
         self.verbose = verbose
 
@@ -202,7 +194,6 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
         self._positions.update({name: n_held + i for i, name in enumerate(names)})
         self._names.extend(names)
         self._metadata.extend(metadata)
-        self.__dict__.pop("_cells", None)
         return self
 
     def remove(self, names: str | Sequence[str]) -> Self:
@@ -226,14 +217,13 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
         names = [names] if isinstance(names, str) else list(names)
         unknown = [name for name in names if name not in self]
         if unknown:
-            raise KeyError(f"There are no models named {unknown[:5]}.")
+            raise KeyError(f"There are no models named {listed(unknown)}.")
         gone = {self._positions[name] for name in names}
         kept = [i for i in range(len(self)) if i not in gone]
         self._rows = self._rows[kept]
         self._names = [self._names[i] for i in kept]
         self._metadata = [self._metadata[i] for i in kept]
-        for name in self._unsaved:
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("_positions", None)
         return self
 
     def search(
@@ -278,9 +268,7 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
         allowed = self._select(where)
         vectors = self._embed_query(query)
         self._check_dimensions(vectors)
-        is_large = self.faiss_above is not None and len(self) > self.faiss_above
-        cells = self._cells if is_large and allowed is None else None
-        found = nearest(self.embeddings_, vectors, k, allowed, cells)
+        found = nearest(self.embeddings_, vectors, k, allowed)
         names = [[self._names[i] for i in positions] for positions, _ in found]
         scores = [values for _, values in found]
         metadata = [[dict(self._metadata[i]) for i in rows] for rows, _ in found]
@@ -289,7 +277,7 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
         return SearchResult(names=names, scores=scores, metadata=metadata)
 
     def save(self, path: PathLike) -> None:
-        """Save the index, and the embedder with it, for `load`.
+        """Save the index, and the embedder with it, for `skprobex.load`.
 
         A text encoder is not part of it: after loading, texts are encoded by whatever
         the embedder's parameters name.
@@ -309,34 +297,6 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
             self._rows = self._rows[: len(self)]
         super().save(path)
 
-    @classmethod
-    def load(cls, path: PathLike) -> Self:
-        """Load a saved index.
-
-        Parameters
-        ----------
-        path : path-like
-            The file.
-
-        Returns
-        -------
-        ModelIndex
-            Answers as the one that was saved.
-
-        Raises
-        ------
-        CorruptFileError
-            If the file is cut short or damaged.
-        UnsupportedFormatError
-            If it holds something else.
-        """
-        index = load(path)
-        if not isinstance(index, cls):
-            raise UnsupportedFormatError(
-                f"{path} holds a {type(index).__name__}, no index: use skprobex.load."
-            )
-        return index
-
     def _check_dimensions(self, rows):
         if rows.shape[1] != self._rows.shape[1]:
             raise ValueError(
@@ -347,7 +307,7 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
 
     def _embed(self, W, n_models):
         batches = (
-            take(W, np.arange(start, min(start + self.batch_size, n_models)))
+            take_models(W, np.arange(start, min(start + self.batch_size, n_models)))
             for start in range(0, n_models, self.batch_size)
         )
         parts = []
@@ -408,16 +368,6 @@ class ModelIndex(Saveable, Documented, BaseEstimator):
                 f"{type(where).__name__}."
             )
         return allowed
-
-    @cached_property
-    def _cells(self):
-        try:
-            return make_cells(self.embeddings_)
-        except ImportError as error:
-            raise ImportError(
-                f"faiss_above={self.faiss_above} needs faiss: pip install "
-                "faiss-cpu, or set faiss_above=None."
-            ) from error
 
 
 def _embed(embedder, W):

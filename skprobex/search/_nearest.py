@@ -1,6 +1,4 @@
-"""The rows of largest inner product, exactly or by faiss; and rows that grow."""
-
-import warnings
+"""The rows of largest inner product, and rows that grow."""
 
 import numpy as np
 
@@ -9,11 +7,9 @@ import numpy as np
 _ROUNDING = 1e-5
 # Scores held at a time.
 _N_SCORES = 2**24
-# Share of faiss's cells that a query looks into.
-_SHARE_PROBED = 0.1
 
 
-def nearest(rows, vectors, k, allowed=None, cells=None):
+def nearest(rows, vectors, k, allowed=None):
     """Find the rows of largest inner product with each vector.
 
     Parameters
@@ -24,8 +20,6 @@ def nearest(rows, vectors, k, allowed=None, cells=None):
         All, if there are fewer.
     allowed : ndarray of bool, shape (n_rows,), optional
         Which rows to look among.
-    cells : faiss index, optional
-        From `make_cells`; takes the place of looking at all rows.
 
     Returns
     -------
@@ -36,11 +30,6 @@ def nearest(rows, vectors, k, allowed=None, cells=None):
     k = min(k, len(rows) if allowed is None else np.count_nonzero(allowed))
     if k == 0:
         return [(np.empty(0, dtype=np.intp), np.empty(0)) for _ in vectors]
-    if cells is not None:
-        _, found = cells.search(vectors, k)
-        if found.min() >= 0:  # else what it looked into holds fewer than k
-            pairs = zip(vectors, found, strict=True)
-            return [_rank(rows, vector, np.sort(own), k) for vector, own in pairs]
     size = max(1, _N_SCORES // len(rows))
     ranked = []
     for start in range(0, len(vectors), size):
@@ -60,33 +49,6 @@ def _rank(rows, vector, positions, k):
     scores = (rows[positions].astype(np.float64) * vector).sum(axis=1)
     order = np.argsort(-scores, kind="stable")[:k]
     return positions[order], scores[order]
-
-
-def make_cells(rows):
-    """Divide the space into cells, of which queries look into the nearest.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (n_rows, n_dimensions), float32
-
-    Returns
-    -------
-    faiss.IndexIVFFlat
-    """
-    with warnings.catch_warnings():
-        # Of how its bindings were made.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import faiss
-    n_cells = int(len(rows) ** 0.5)
-    centers = faiss.IndexFlatIP(rows.shape[1])
-    cells = faiss.IndexIVFFlat(
-        centers, rows.shape[1], n_cells, faiss.METRIC_INNER_PRODUCT
-    )
-    cells.nprobe = max(1, round(_SHARE_PROBED * n_cells))
-    cells.cp.min_points_per_centroid = 1  # else it warns of few rows
-    cells.train(rows)
-    cells.add(rows)
-    return cells
 
 
 def append_rows(held, n_held, rows):

@@ -1,18 +1,18 @@
-"""Ask several experts, and merge what they answer to what one estimator would."""
+"""Predictions of several experts, merged into those of one estimator."""
 
 import numpy as np
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from .._registry import saved
-from .._warnings import warn
+from .._warnings import listed, warn
 from ._clustering import ModelTreeClustering
 
 # They stand in for an expert where there are too few models.
 saved(DummyClassifier)
 saved(DummyRegressor)
 
-# Log-probability that stands for none: finite, so that scorers take it.
-_LEAST = -700.0
+# Log-probability of a class of probability zero: finite, so that scorers take it.
+_LOG_ZERO = -700.0
 
 
 def is_dummy(expert):
@@ -79,16 +79,15 @@ def warn_pooled(members, own_expert, min_models):
     small = np.flatnonzero(~own_expert)
     if len(small) == 0:
         return
-    named = ", ".join(f"{t} ({len(members[t])} models)" for t in small[:5])
-    more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+    named = listed(small, show=lambda tree: f"{tree} ({len(members[tree])} models)")
     warn(
         f"{len(small)} of {len(members)} Model Trees have fewer than min_models="
         f"{min_models} models or one class only, and get an expert fitted on the "
-        f"models of all trees: {named}{more}.",
+        f"models of all trees: {named}.",
     )
 
 
-def ask(expert, method, W, **params):
+def ask_expert(expert, method, W, **params):
     """Call an expert's method; dummies see no weights."""
     if not is_dummy(expert):
         return np.asarray(getattr(expert, method)(W, **params))
@@ -101,44 +100,60 @@ def ask(expert, method, W, **params):
     if method != "decision_function":
         return np.asarray(getattr(expert, method)(rows))
     with np.errstate(divide="ignore"):
-        decisions = np.maximum(expert.predict_log_proba(rows), _LEAST)
+        decisions = np.maximum(expert.predict_log_proba(rows), _LOG_ZERO)
     return decisions[:, 1] - decisions[:, 0] if decisions.shape[1] == 2 else decisions
 
 
-def zeros(answer):
-    """Probability of a class that an expert has not seen."""
-    return 0.0
-
-
-def below_all(answer):
-    """Decision value of a class that an expert has not seen."""
-    return answer.min(axis=1, keepdims=True) - 1
-
-
-def spread_columns(answer, seen, classes, unseen):
-    """Put an expert's columns where they belong among all classes.
+def spread_probabilities(proba, seen, classes):
+    """Put an expert's columns where all classes have them; 0 elsewhere.
 
     Parameters
     ----------
-    answer : ndarray of shape (n,) or (n, n_seen)
+    proba : ndarray of shape (n, n_seen)
     seen : ndarray of shape (n_seen,)
         Classes that the expert has seen.
     classes : ndarray of shape (n_classes,)
-    unseen : callable
-        Gives the other columns' values.
+
+    Returns
+    -------
+    ndarray of shape (n, n_classes)
     """
-    if len(seen) == 2 and answer.ndim == 1:
-        if len(classes) == 2:
-            return answer
-        answer = np.column_stack([-answer, answer])
+    return _spread(proba, seen, classes, 0.0)
+
+
+def spread_decisions(decisions, seen, classes):
+    """Put an expert's columns where all classes have them.
+
+    Others are one less than the least: below all that the expert has seen.
+
+    Parameters
+    ----------
+    decisions : ndarray of shape (n,) or (n, n_seen)
+        One column for two classes seen.
+    seen : ndarray of shape (n_seen,)
+    classes : ndarray of shape (n_classes,)
+
+    Returns
+    -------
+    ndarray of shape (n,) or (n, n_classes)
+        One column for two classes in all, as everywhere.
+    """
     if len(seen) == len(classes):
-        return answer
-    spread = np.empty((len(answer), len(classes)), answer.dtype)
-    spread[:] = unseen(answer)
-    spread[:, np.searchsorted(classes, seen)] = answer
-    # Two classes in all, one of them seen: one column, as everywhere.
-    if len(classes) == 2 and unseen is below_all:
-        return spread[:, 1] - spread[:, 0]
+        return decisions
+    if len(seen) == 2 and decisions.ndim == 1:
+        decisions = np.column_stack([-decisions, decisions])
+    least = decisions.min(axis=1, keepdims=True)
+    spread = _spread(decisions, seen, classes, least - 1)
+    return spread[:, 1] - spread[:, 0] if len(classes) == 2 else spread
+
+
+def _spread(columns, seen, classes, unseen):
+    """Columns of all classes, with the values given in those of the unseen."""
+    if len(seen) == len(classes):
+        return columns
+    spread = np.empty((len(columns), len(classes)), columns.dtype)
+    spread[:] = unseen
+    spread[:, np.searchsorted(classes, seen)] = columns
     return spread
 
 

@@ -1,4 +1,8 @@
-"""Divide models by what needs no reading: architecture, and declared base."""
+"""Models divided before any weights are read, by architecture and declared base.
+
+Models of different architectures, or adapters (LoRA) of different bases, are never of
+one Model Tree.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,6 +13,7 @@ import torch
 from scipy.sparse import issparse
 
 from .._registry import saved
+from .._warnings import listed
 from ..exceptions import MissingLayerError
 from ..weights import ModelCollection, Weights
 from ..weights._collection import base_model
@@ -70,17 +75,6 @@ def split_forms(read, W, layer, *, forms=None):
     form = Form(None, weights.lifted_shape[1:], weights.is_low_rank)
     form = form if _is_known(form, forms) else None
     return [Part(form, np.arange(len(weights)), weights)]
-
-
-def take(W, positions):
-    """Select models by position, whatever holds them."""
-    if isinstance(W, Mapping):
-        return {name: take(layer, positions) for name, layer in W.items()}
-    if isinstance(W, (list, tuple)):
-        return [W[i] for i in positions]
-    if hasattr(W, "iloc"):
-        return W.iloc[positions]
-    return (W if hasattr(W, "__getitem__") else np.asarray(W))[positions]
 
 
 def _is_list_of_arrays(W):
@@ -168,7 +162,7 @@ def _form_of(models, base, layer, forms):
     if layer is not None and not candidates:
         raise MissingLayerError(
             f"{len(models)} models, such as {models.names[0]!r}, have no layer "
-            f"{layer!r}. They have {', '.join(map(repr, list(infos)[:5]))}: pass one "
+            f"{layer!r}. They have {listed(infos)}: pass one "
             "that all models have, or layer=None for one of each architecture."
         )
     if not candidates:

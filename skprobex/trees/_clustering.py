@@ -11,24 +11,21 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .._base import all_or_nothing
-from .._documented import Documented
 from .._reading import ReadsWeights
 from .._registry import saved
 from .._sklearn import Interval, StrOptions, _fit_context
 from .._typing import Device, RandomState, Self
-from .._warnings import warn
+from .._warnings import listed, warn
 from ..probing.device import resolve_device
 from ..saving._save_load import Saveable
 from ..weights import WeightsLike
 from ._architectures import split_forms
 from ._linkage import cut_at, cut_into, join
-from ._tree_models import DenseTrees, LowRankTrees
+from ._tree_models import DenseComparison, find_adapter_trees
 
 
 @saved
-class ModelTreeClustering(
-    Saveable, ReadsWeights, Documented, ClusterMixin, BaseEstimator
-):
+class ModelTreeClustering(Saveable, ReadsWeights, ClusterMixin, BaseEstimator):
     r"""Find out which models descend from one base.
 
     Models of another architecture are of another Model Tree. Within an architecture
@@ -51,8 +48,8 @@ class ModelTreeClustering(
     n_trees : int, default=None
         Number of trees. None: as many as there are unrelated ones. More than that
         divides trees into their branches: models fine-tuned from one descendant of the
-        base. What is compared then is the way that models have in common, without
-        what each went by itself, which may be far longer.
+        base. What is compared then is how far models were trained in common, without
+        what each was trained by itself, which may be far longer.
     layer : str, default=None
         The layer to look at, where W holds several. None takes one from the middle of
         those of the shape that most layers have, for each architecture.
@@ -186,16 +183,7 @@ class ModelTreeClustering(
         n_models = sum(len(part.positions) for part in parts)
         self._check_n_trees(parts, n_models)
 
-        found = self._find(parts, device, random_state)
-        settled = []
-        for part, (trees, labels) in zip(parts, found, strict=True):
-            if trees.is_low_rank:
-                distances = trees.distances
-                centers = [None] * (labels.max() + 1)
-            else:
-                labels, distances, centers = trees.settle(labels, part.weights, device)
-            settled.append((part, trees, labels, distances, centers))
-        self._publish(settled, n_models)
+        self._publish(parts, self._find(parts, device, random_state), n_models)
         if self.n_trees is not None and self.n_trees_ < self.n_trees:
             warn(
                 f"Only {self.n_trees_} of n_trees={self.n_trees} trees were found: "
@@ -254,7 +242,7 @@ class ModelTreeClustering(
             raise ValueError(
                 f"n_trees={self.n_trees}, but there are models of {len(parts)} "
                 "architectures or declared bases, each a tree at least: "
-                f"{', '.join(str(part.form.shape) for part in parts[:5])}."
+                f"{listed(part.form.shape for part in parts)}."
             )
         adapters = any(part.form.is_low_rank for part in parts)
         if len(parts) > 1 and self.n_trees > len(parts) and adapters:
@@ -265,72 +253,56 @@ class ModelTreeClustering(
             )
 
     def _find(self, parts, device, random_state):
-        """Trees of each part, and the labels of the models compared in it."""
-        everything = []
+        """Find the trees of each part."""
+        compared = [
+            DenseComparison(part.weights, device, random_state)
+            for part in parts
+            if not part.form.is_low_rank
+        ]
+        # Among several parts, adapters are a tree each.
+        n_adapter_trees = self.n_trees if self.n_trees and len(parts) == 1 else 1
+        n_dense_trees = self.n_trees
+        if self.n_trees is not None:
+            n_dense_trees = self.n_trees - (len(parts) - len(compared))
+        divided = zip(compared, _divide(compared, n_dense_trees), strict=True)
+        found = []
         for part in parts:
             if part.form.is_low_rank:
-                n_trees = self.n_trees if len(parts) == 1 and self.n_trees else 1
-                trees = LowRankTrees(part.weights, n_trees, device, random_state)
+                trees = find_adapter_trees(
+                    part.weights, n_adapter_trees, device, random_state
+                )
             else:
-                trees = DenseTrees(part.weights, device, random_state)
-            everything.append(trees)
-        dense = [trees for trees in everything if not trees.is_low_rank]
-        labels = {id(trees): trees.find() for trees in dense}
-        if self.n_trees is not None and dense:
-            n_found = sum(found.max() + 1 for found in labels.values())
-            if self.n_trees > n_found:
-                for trees in dense:
-                    trees.refine()
-            if self.n_trees != n_found:
-                labels = self._cut(dense)
-        return [(trees, labels.get(id(trees), _labels(trees))) for trees in everything]
+                comparison, labels = next(divided)
+                trees = comparison.describe(labels)
+            found.append(trees)
+        return found
 
-    def _cut(self, dense):
-        """Undo the highest merges, wherever they are."""
-        if len(dense) == 1:
-            return {id(dense[0]): cut_into(dense[0].linkage, self.n_trees)}
-        heights = np.concatenate([trees.linkage[:, 2] for trees in dense])
-        n_undone = self.n_trees - len(dense)
-        # Between the last merge that stays and the first that is undone.
-        order = np.sort(heights)[::-1]
-        cut = np.inf if n_undone == 0 else np.nextafter(order[n_undone - 1], -np.inf)
-        return {id(trees): cut_at(trees.linkage, cut) for trees in dense}
-
-    def _publish(self, settled, n_models):
+    def _publish(self, parts, found, n_models):
         """Number the trees over all parts, the largest first, and set attributes."""
-        sizes = [
-            (-np.sum(labels == tree), part.positions[labels == tree].min(), i, tree)
-            for i, (part, _, labels, _, _) in enumerate(settled)
-            for tree in range(labels.max() + 1)
-            if np.any(labels == tree)
-        ]
-        order = [(i, tree) for _, _, i, tree in sorted(sizes)]
+        order = []  # size, first model, part and number in it of each tree
+        for i, (part, own) in enumerate(zip(parts, found, strict=True)):
+            for tree in range(len(own.centers)):
+                positions = part.positions[own.labels == tree]
+                order.append((-len(positions), positions[0], i, tree))
+        order.sort()
         self.n_trees_ = len(order)
         self.labels_ = np.empty(n_models, dtype=np.int64)
         self.distances_ = np.full((n_models, len(order)), np.inf, dtype=np.float32)
         self.centers_, self.layers_ = [], []
-        self._forms, self._trees, self._numbers = [], [], []
-        for number, (i, tree) in enumerate(order):
-            part, _, labels, distances, centers = settled[i]
-            own = part.positions[labels == tree]
-            self.labels_[own] = number
-            self.distances_[part.positions, number] = distances[:, tree]
-            self.centers_.append(centers[tree])
+        self._forms = [part.form for part in parts]
+        self._trees = [own.trees for own in found]
+        self._numbers = [np.empty(len(own.centers), dtype=np.int64) for own in found]
+        for number, (_, _, i, tree) in enumerate(order):
+            part, own = parts[i], found[i]
+            self.labels_[part.positions[own.labels == tree]] = number
+            self.distances_[part.positions, number] = own.distances[:, tree]
+            self.centers_.append(own.centers[tree])
             self.layers_.append(part.form.layer)
-        merges = []
-        for i, (part, trees, _, _, _) in enumerate(settled):
-            kept = [tree for j, tree in order if j == i]
-            if trees.is_low_rank:
-                trees.keep(kept)
-                numbers = [order.index((i, tree)) for tree in kept]
-            else:
-                numbers = [
-                    order.index((i, tree)) for tree in range(len(trees.centroids))
-                ]
-            self._forms.append(part.form)
-            self._trees.append(trees)
-            self._numbers.append(np.array(numbers, dtype=np.int64))
-            merges.append((part.positions, trees.linkage))
+            self._numbers[i][tree] = number
+        merges = [
+            (part.positions, own.linkage)
+            for part, own in zip(parts, found, strict=True)
+        ]
         whole = all(len(Z) == len(positions) - 1 for positions, Z in merges)
         self.linkage_ = join(merges, n_models) if whole else None
 
@@ -341,5 +313,28 @@ class ModelTreeClustering(
         return tags
 
 
-def _labels(trees):
-    return getattr(trees, "labels", None)
+def _divide(compared, n_trees):
+    """Labels of the models of each comparison, of as many trees in all as asked for.
+
+    Parameters
+    ----------
+    compared : list of DenseComparison
+    n_trees : int or None
+        None: as many as each finds.
+    """
+    labels = [comparison.divide() for comparison in compared]
+    n_found = sum(own.max() + 1 for own in labels)
+    if not compared or n_trees in (None, n_found):
+        return labels
+    if n_trees > n_found:
+        for comparison in compared:
+            comparison.merge_branches()
+    if len(compared) == 1:
+        return [cut_into(compared[0].linkage, n_trees)]
+    # Undo the highest merges, wherever they are: the cut is between the last that stays
+    # and the first that is undone.
+    heights = np.concatenate([comparison.linkage[:, 2] for comparison in compared])
+    n_undone = n_trees - len(compared)
+    highest = np.sort(heights)[::-1]
+    cut = np.inf if n_undone == 0 else np.nextafter(highest[n_undone - 1], -np.inf)
+    return [cut_at(comparison.linkage, cut) for comparison in compared]

@@ -11,7 +11,7 @@ from ..probing.deltas import delta_norms
 from ..probing.device import as_array
 from ..probing.spectral import frobenius_norms, thin_svd_of_product
 
-# Neighbours that a model's own way is measured against; see `own_ways`.
+# Neighbours that a model's branch is measured against; see `pendant_lengths`.
 # More of them reach into other branches where branches are small.
 _N_NEIGHBOURS = 5
 _BLOCK = 1024
@@ -128,37 +128,39 @@ def relative(D2, norms, other_norms=None):
     return np.divide(D2, sums, out=(D2 > 0).astype(np.float32), where=sums > 0)
 
 
-def own_ways(D2):
-    r"""Squared length of the way that each model went by itself, ``(n,)``.
+def pendant_lengths(D2):
+    r"""Squared length of the pendant branch of each model, ``(n,)``.
 
-    Fine-tunes go off in directions almost at right angles, so that squared distances
-    add up along the branches of a tree. Model i then leaves the branch that joins j and
-    k after a way of squared length :math:`(d_{ij}^2 + d_{ik}^2 - d_{jk}^2) / 2`, least
-    where i is closest to that branch. A low quantile over pairs of nearest neighbours
-    stands for that minimum.
+    A pendant branch, in phylogenetics, joins a leaf to the rest of its tree: it is what
+    a model was trained by itself. Fine-tunes go off in directions almost at right
+    angles, so that squared distances add up along branches. Model i then leaves the
+    path from j to k at the squared distance
+    :math:`(d_{ij}^2 + d_{ik}^2 - d_{jk}^2) / 2`, the Gromov product of j and k at i,
+    which is least where j and k are on either side of its branch. A low quantile over
+    pairs of nearest neighbours stands for that minimum.
     """
     n = len(D2)
     k = min(_N_NEIGHBOURS, n - 1)
     if k < 2:
         return np.zeros(n)
-    ways = np.empty(n)
+    lengths = np.empty(n)
     pairs = np.triu_indices(k, 1)
     for i in range(n):
         nearest = np.argpartition(D2[i], k)[: k + 1]
         nearest = nearest[nearest != i][:k]
         own = D2[i, nearest].astype(np.float64)
         products = own[:, None] + own - D2[np.ix_(nearest, nearest)]
-        ways[i] = np.quantile(products[pairs] / 2, 0.1)
-    return np.maximum(ways, 0)
+        lengths[i] = np.quantile(products[pairs] / 2, 0.1)
+    return np.maximum(lengths, 0)
 
 
 def branch_distances(D2, norms):
-    """Relative squared distances without the ways that each model went by itself.
+    """Relative squared distances without the models' pendant branches.
 
     Siblings are near 0 however long either was trained.
     """
-    ways = own_ways(D2).astype(np.float32)
-    between = np.maximum(D2 - ways[:, None] - ways, 0)
+    lengths = pendant_lengths(D2).astype(np.float32)
+    between = np.maximum(D2 - lengths[:, None] - lengths, 0)
     np.fill_diagonal(between, 0)
     return relative(between, norms)
 

@@ -19,33 +19,33 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .._base import all_or_nothing
-from .._documented import Documented
 from .._registry import saved
 from .._sklearn import HasMethods, Interval, _fit_context, available_if
 from .._typing import Self
+from .._warnings import listed
 from ..exceptions import MissingLayerError
 from ..saving._save_load import Saveable
 from ..targets._labels import check_labels
 from ..weights import ModelCollection, WeightsLike
+from ..weights._select import take_models
 from ..weights._validation import holds_several, layer_names
 from ._answers import (
-    ask,
-    below_all,
+    ask_expert,
     centered,
     expert_has,
     find_trees,
     merge_answers,
     n_outputs,
-    spread_columns,
+    spread_decisions,
+    spread_probabilities,
     warn_pooled,
-    zeros,
 )
-from ._architectures import stack_models, take
+from ._architectures import stack_models
 from ._clustering import ModelTreeClustering
 
 
 @saved
-class TreeExperts(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
+class TreeExperts(Saveable, MetaEstimatorMixin, BaseEstimator):
     """Fit one expert for each Model Tree, and ask the right one.
 
     Within a Model Tree what a model was trained on is easily read from its weights;
@@ -171,80 +171,93 @@ class TreeExperts(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
                 f"This {type(self).__name__} estimator requires y to be passed, but "
                 "the target y is None."
             )
-        router = ModelTreeClustering() if self.router is None else clone(self.router)
-        router.fit(W)
-        labels = np.asarray(router.labels_)
-        if y is not None:
-            check_consistent_length(labels, y)
-            if is_classifier(self):
-                y = check_labels(y)
-            elif is_regressor(self):
-                y = check_array(
-                    y, ensure_2d=False, allow_nd=True, dtype=None, input_name="y"
-                )
-            y = np.asarray(y)
-        self.router_ = router
-        for name in ("n_features_in_", "feature_names_in_", "labels_"):
-            self.__dict__.pop(name, None)
-            if hasattr(router, name):
-                setattr(self, name, getattr(router, name))
-        if y is not None and is_classifier(self):
-            is_multilabel = type_of_target(y).startswith("multilabel")
-            self.classes_ = np.arange(y.shape[1]) if is_multilabel else np.unique(y)
-            self._is_multilabel = is_multilabel
-
-        n_trees = labels.max() + 1
-        members = [np.flatnonzero(labels == tree) for tree in range(n_trees)]
+        self._fit_router(W)
+        labels = np.asarray(self.router_.labels_)
+        y = self._check_y(y, len(labels))
+        members = [np.flatnonzero(labels == tree) for tree in range(labels.max() + 1)]
         self.own_expert_ = np.array(
             [len(own) >= self.min_models and self._can_learn(y, own) for own in members]
         )
-        if n_trees == 1:
+        if len(members) == 1:
             # Nothing to fall back on: the estimator says itself what it lacks.
             self.own_expert_[:] = True
-        pooled = {}
-        experts = []
-        for tree, own in enumerate(members):
-            if self.own_expert_[tree]:
-                experts.append(self._fit_expert(W, y, own, tree))
-                continue
-            key = self._form(tree)
-            if key not in pooled:
-                alike = [t for t in range(n_trees) if self._form(t) == key]
-                rows = np.concatenate([members[t] for t in alike])
-                pooled[key] = self._fit_pooled(W, y, np.sort(rows), tree)
-            experts.append(pooled[key])
-        self.experts_ = experts
-        if all(hasattr(expert, "labels_") for expert in experts):
-            self.labels_ = np.unique(np.concatenate([e.labels_ for e in experts]))
+        self.experts_ = self._fit_experts(W, y, members)
+        if all(hasattr(expert, "labels_") for expert in self.experts_):
+            seen = [expert.labels_ for expert in self.experts_]
+            self.labels_ = np.unique(np.concatenate(seen))
         warn_pooled(members, self.own_expert_, self.min_models)
         return self
+
+    def _fit_router(self, W):
+        """Divide the models, and say of W what the router says."""
+        router = ModelTreeClustering() if self.router is None else self.router
+        self.router_ = clone(router)
+        self.router_.fit(W)
+        for name in ("n_features_in_", "feature_names_in_", "labels_"):
+            self.__dict__.pop(name, None)
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self.router_, name):
+                setattr(self, name, getattr(self.router_, name))
+
+    def _check_y(self, y, n_models):
+        """Turn y into an array, and remember the classes."""
+        if y is None:
+            return None
+        check_consistent_length(np.empty(n_models), y)
+        if is_regressor(self):
+            y = check_array(
+                y, ensure_2d=False, allow_nd=True, dtype=None, input_name="y"
+            )
+        if not is_classifier(self):
+            return np.asarray(y)
+        y = np.asarray(check_labels(y))
+        self._is_multilabel = type_of_target(y).startswith("multilabel")
+        self.classes_ = np.arange(y.shape[1]) if self._is_multilabel else np.unique(y)
+        return y
 
     def _can_learn(self, y, rows):
         if y is None or is_regressor(self) or y.ndim > 1:
             return True
         return len(np.unique(y[rows])) > 1
 
+    def _fit_experts(self, W, y, members):
+        """Fit an expert for each tree; trees without their own share one."""
+        forms = [self._form(tree) for tree in range(len(members))]
+        experts, pooled = [], {}
+        for tree, (form, own) in enumerate(zip(forms, members, strict=True)):
+            if self.own_expert_[tree]:
+                center = self._of_tree("centers_", tree)
+                experts.append(self._fit_expert(W, y, own, tree, center))
+                continue
+            if form not in pooled:
+                alike = [members[t] for t in range(len(members)) if forms[t] == form]
+                rows = np.sort(np.concatenate(alike))
+                pooled[form] = self._fit_pooled(W, y, rows, tree)
+            experts.append(pooled[form])
+        return experts
+
+    def _of_tree(self, name, tree):
+        """What an attribute of the router says of a tree; None without it."""
+        values = getattr(self.router_, name, None)
+        return None if values is None else values[tree]
+
     def _form(self, tree):
         """What trees must have in common to be pooled."""
-        router = self.router_
-        center = getattr(router, "centers_", [None] * (tree + 1))[tree]
-        layer = getattr(router, "layers_", [None] * (tree + 1))[tree]
-        return layer, None if center is None else np.shape(center)
+        center = self._of_tree("centers_", tree)
+        shape = None if center is None else np.shape(center)
+        return self._of_tree("layers_", tree), shape
 
-    def _fit_expert(self, W, y, rows, tree):
+    def _fit_expert(self, W, y, rows, tree, center=None):
         expert = clone(self.estimator)
-        center = getattr(self.router_, "centers_", None)
         W = self._select(W, rows, tree)
         # Of several layers, each is centred on the mean of the tree's own models.
-        if center is not None and center[tree] is not None and not holds_several(W):
-            expert.set_params(**centered(expert, center[tree]))
+        if center is not None and not holds_several(W):
+            expert.set_params(**centered(expert, center))
         return expert.fit(W) if y is None else expert.fit(W, y[rows])
 
     def _fit_pooled(self, W, y, rows, tree):
         if len(rows) >= self.min_models and self._can_learn(y, rows):
-            W = self._select(W, rows, tree)
-            expert = clone(self.estimator)
-            return expert.fit(W) if y is None else expert.fit(W, y[rows])
+            return self._fit_expert(W, y, rows, tree)
         if is_classifier(self):
             dummy = DummyClassifier(strategy="prior")
         elif is_regressor(self):
@@ -259,21 +272,22 @@ class TreeExperts(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
 
     def _select(self, W, rows, tree):
         """Take models, and the layer that the tree's expert looks at."""
-        selected = take(W, rows)
+        selected = take_models(W, rows)
         if isinstance(W, (ModelCollection, dict)):
             if self.layer == "all":
                 return selected
-            layers = getattr(self.router_, "layers_", None)
-            layer = layers[tree] if self.layer is None and layers else self.layer
+            layer = self.layer
+            if layer is None:
+                layer = self._of_tree("layers_", tree)
             if layer not in layer_names(selected):
                 raise MissingLayerError(
-                    f"layer={layer!r}: W holds {list(layer_names(selected))[:5]}. Pass "
+                    f"layer={layer!r}: W holds {listed(layer_names(selected))}. Pass "
                     "one that all models have, or layer=None for the router's."
                 )
             return selected[layer]
         return stack_models(selected) if isinstance(selected, list) else selected
 
-    def _ask(self, W, method, join=None, **params):
+    def _ask_experts(self, W, method, join=None, **params):
         """Ask each tree's expert; answers in the order of W."""
         check_is_fitted(self)
         trees = find_trees(self.router_, W)
@@ -281,7 +295,7 @@ class TreeExperts(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
         for tree in np.unique(trees):
             rows = np.flatnonzero(trees == tree)
             expert, selected = self.experts_[tree], self._select(W, rows, tree)
-            answer = ask(expert, method, selected, **params)
+            answer = ask_expert(expert, method, selected, **params)
             answers.append((rows, answer if join is None else join(expert, answer)))
         return merge_answers(answers, len(trees))
 
@@ -300,7 +314,7 @@ class TreeExperts(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
         ndarray of shape (n_models,) or (n_models, n_outputs)
             In the order of W.
         """
-        return self._ask(W, "predict", **params)
+        return self._ask_experts(W, "predict", **params)
 
     @available_if(expert_has("predict_proba"))
     def predict_proba(self, W: WeightsLike, **params: Any) -> np.ndarray:
@@ -319,8 +333,8 @@ class TreeExperts(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
             Columns as in `classes_`, `labels_` or the `labels` given; 0 for classes
             that the model's expert has not seen.
         """
-        join = None if params else self._spread(zeros)
-        return self._ask(W, "predict_proba", join, **params)
+        join = None if params else self._spread_by(spread_probabilities)
+        return self._ask_experts(W, "predict_proba", join, **params)
 
     @available_if(expert_has("decision_function"))
     def decision_function(self, W: WeightsLike) -> np.ndarray:
@@ -337,7 +351,8 @@ class TreeExperts(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
             One column for two classes, one a class or label otherwise. Values of
             different experts are on one scale as far as their own are log-odds.
         """
-        decisions = self._ask(W, "decision_function", self._spread(below_all))
+        join = self._spread_by(spread_decisions)
+        decisions = self._ask_experts(W, "decision_function", join)
         if self._is_multilabel or len(self.classes_) != 2:
             return decisions
         return decisions[:, 1] if decisions.ndim == 2 else decisions
@@ -356,7 +371,7 @@ class TreeExperts(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
         ndarray of shape (n_models, n_components)
             See Notes on what representations of different experts have in common.
         """
-        return self._ask(W, "transform", self._pad)
+        return self._ask_experts(W, "transform", self._pad)
 
     @available_if(expert_has("transform"))
     def fit_transform(self, W: WeightsLike, y: ArrayLike | None = None) -> np.ndarray:
@@ -411,15 +426,15 @@ class TreeExperts(Saveable, Documented, MetaEstimatorMixin, BaseEstimator):
             total += self.experts_[tree].score(selected, y[rows]) * len(rows)
         return total / len(trees)
 
-    def _spread(self, unseen):
+    def _spread_by(self, spread):
         """Put an expert's columns where `classes_`, or `labels_`, has them."""
 
         def join(expert, answer):
             if not is_classifier(self):
-                return spread_columns(answer, expert.labels_, self.labels_, unseen)
+                return spread(answer, expert.labels_, self.labels_)
             if self._is_multilabel:
                 return answer
-            return spread_columns(answer, expert.classes_, self.classes_, unseen)
+            return spread(answer, expert.classes_, self.classes_)
 
         return join
 

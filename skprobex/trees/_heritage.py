@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from sklearn.utils import check_random_state
 
 from .._typing import Device, Numbers, RandomState
@@ -17,20 +18,14 @@ from ..probing.batches import as_dense
 from ..probing.device import as_array, resolve_device
 from ..weights import ModelCollection, WeightsLike
 from ..weights._validation import as_weights
-from ._arborescence import minimum_arborescence
 from ._architectures import split_forms
 from ._clustering import ModelTreeClustering
 from ._distances import Sketcher, squared_distances
-from ._tree_models import _rows
 
 if TYPE_CHECKING:
     import networkx as nx
-    from matplotlib.axes import Axes
-
-    from ..inspection import ModelTreeDisplay
 
 _SKETCH_SIZE = 128
-_STATISTICS = ("norm", "kurtosis")
 
 
 @dataclass(eq=False)
@@ -56,6 +51,7 @@ class Heritage:
     See Also
     --------
     recover_heritage : Makes these.
+    skprobex.inspection.ModelTreeDisplay : Draws them.
     """
 
     parents_: np.ndarray
@@ -108,30 +104,12 @@ class Heritage:
                 graph.add_edge(names[parent], names[i], score=float(self.scores_[i]))
         return graph
 
-    def plot(self, ax: Axes | None = None) -> ModelTreeDisplay:
-        """Draw the trees, roots on top; needs matplotlib.
-
-        Parameters
-        ----------
-        ax : matplotlib.axes.Axes, default=None
-            Where to draw. None makes a figure.
-
-        Returns
-        -------
-        ModelTreeDisplay
-            With `ax_` and `figure_`.
-        """
-        from ..inspection import ModelTreeDisplay
-
-        return ModelTreeDisplay.from_heritage(self, ax=ax)
-
 
 def recover_heritage(
     W: WeightsLike,
     n_trees: int | None = 1,
     *,
-    statistic: Literal["norm", "kurtosis"] | Numbers = "norm",
-    direction_weight: float = 0.0,
+    statistic: Literal["norm"] | Numbers = "norm",
     roots: int | Sequence[int] | None = None,
     layer: str | None = None,
     device: Device = "auto",
@@ -141,14 +119,12 @@ def recover_heritage(
 
     A model is closer to its parent than to any other model that is not its own
     descendant: fine-tunes go off at almost right angles, so that squared distances add
-    up along the branches. And training leaves a trace that only grows. So each tree is
-    the spanning arborescence (directed tree) that minimises
+    up along the branches. So each tree is the spanning tree that minimises
 
-    .. math:: \sum_{c} \|X_{p(c)} - X_c\|^2
-        + \lambda \, \bar{d} \, [s_{p(c)} > s_c],
+    .. math:: \sum_{c} \|X_{p(c)} - X_c\|^2,
 
-    with s the statistic, :math:`\bar{d}` the mean squared distance, and the root where
-    s is least. The idea is that of Model Tree Heritage Recovery [1]_.
+    seen from its root. And training leaves a trace that only grows: the root is the
+    model with the least of it. The idea is that of Model Tree Heritage Recovery [1]_.
 
     Parameters
     ----------
@@ -158,13 +134,9 @@ def recover_heritage(
     n_trees : int, default=1
         Number of Model Trees; None finds it. Models are first divided by a
         `ModelTreeClustering`.
-    statistic : {"norm", "kurtosis"} or array-like of shape (n_models,), default="norm"
-        What grows with training: the Frobenius norm of the weights, the excess kurtosis
-        of their entries, or numbers of your own, such as dates.
-    direction_weight : float, default=0.0
-        :math:`\lambda`: the cost of an edge from more to less of the statistic. With 0
-        the statistic names the root only, which was best wherever it was measured; see
-        Notes.
+    statistic : "norm" or array-like of shape (n_models,), default="norm"
+        What grows with training: the Frobenius norm of the weights, or numbers of your
+        own, such as dates. It names the roots; see Notes.
     roots : int or sequence of int, default=None
         Positions of models known to be roots. Other trees find theirs.
     layer : str, default=None
@@ -178,7 +150,7 @@ def recover_heritage(
     Returns
     -------
     Heritage
-        With `parents_`, `scores_`, `roots_`, `labels_`, `to_networkx` and `plot`.
+        With `parents_`, `scores_`, `roots_`, `labels_` and `to_networkx`.
 
     Raises
     ------
@@ -190,8 +162,8 @@ def recover_heritage(
     -----
     On digit jungles of 1 base, 4 children and 16 grandchildren the defaults find all
     but 0.5 % of parents from the first hidden layer, and all from the second. Steering
-    every edge by the statistic is worse: weights grow with training on average, not in
-    every single step. Kurtosis names the root less often than the norm does.
+    every edge by the statistic was worse: weights grow with training on average, not in
+    every single step.
 
     The norm grows where nothing holds it back: training with strong weight decay may
     shrink it; name the root then. A base that is not among the models has no stand-in:
@@ -217,72 +189,74 @@ def recover_heritage(
     """
     device = resolve_device(device)
     random_state = check_random_state(random_state)
-    if not isinstance(direction_weight, Real) or not 0 <= direction_weight < np.inf:
-        raise ValueError(
-            "direction_weight must be a number of at least 0, got "
-            f"{direction_weight!r}."
-        )
-    clustering = ModelTreeClustering(
-        n_trees, layer=layer, device=device, random_state=0
-    )
     parts = split_forms(partial(as_weights, min_models=2), W, layer)
     n_models = sum(len(part.positions) for part in parts)
-    given = _check_statistic(statistic, n_models)
+    values = _check_statistic(statistic, n_models)
     if n_trees == 1 and len(parts) == 1:
         labels = np.zeros(n_models, dtype=np.int64)
     else:
+        clustering = ModelTreeClustering(n_trees, layer=layer, device=device)
         labels = clustering.fit(W).labels_
-    roots = _check_roots(roots, labels)
+    known_roots = _check_roots(roots, labels)
+    if values is None:
+        values = _frobenius_norms(parts, n_models, device)
 
+    roots = np.empty(labels.max() + 1, dtype=np.int64)
     parents = np.full(n_models, -1, dtype=np.int64)
     scores = np.full(n_models, np.nan)
-    values = np.zeros(n_models) if given is None else given
     for part in parts:
-        shape = part.weights.lifted_shape[1:]
         generator = torch.Generator().manual_seed(random_state.randint(2**31 - 1))
-        sketcher = Sketcher(shape, _SKETCH_SIZE, generator)
-        if given is None:
-            values[part.positions] = _measure(part.weights, statistic, device)
-        for tree in np.unique(labels[part.positions]):
-            mask = labels[part.positions] == tree
-            own = part.positions[mask]
-            sketches, _ = sketcher.sketch(_rows(part.weights, mask), device)
+        sketcher = Sketcher(part.weights.lifted_shape[1:], _SKETCH_SIZE, generator)
+        own_labels = labels[part.positions]
+        for tree in np.unique(own_labels):
+            rows = np.flatnonzero(own_labels == tree)
+            own = part.positions[rows]
+            sketches, _ = sketcher.sketch(part.weights[rows], device)
             D2 = squared_distances(sketches).astype(np.float64)
-            root = roots.get(tree, own[values[own].argmin()])
-            roots[tree] = root
-            found, sure = _recover_tree(
-                D2, values[own], np.searchsorted(own, root), direction_weight
-            )
+            roots[tree] = known_roots.get(tree, own[values[own].argmin()])
+            found, scores[own] = find_parents(D2, np.searchsorted(own, roots[tree]))
             parents[own] = np.where(found >= 0, own[found], -1)
-            scores[own] = sure
-    names = list(W.names) if isinstance(W, ModelCollection) else None
     return Heritage(
         parents_=parents,
         scores_=scores,
-        roots_=np.array([roots[tree] for tree in sorted(roots)]),
+        roots_=roots,
         labels_=labels,
         statistic_=values,
-        names=names,
+        names=list(W.names) if isinstance(W, ModelCollection) else None,
     )
 
 
-def _recover_tree(D2, values, root, direction_weight):
-    """Parents within one tree, and how sure they are."""
+def find_parents(D2, root):
+    """Find the parents within one tree, and how sure they are.
+
+    Parameters
+    ----------
+    D2 : ndarray of shape (n, n)
+        Squared distances, symmetric.
+    root : int
+
+    Returns
+    -------
+    parents : ndarray of shape (n,)
+        -1 for the root.
+    scores : ndarray of shape (n,)
+        The share by which the next best is farther; NaN for the root.
+    """
     n = len(D2)
-    backward = values[:, None] > values
-    typical = D2.sum() / max(1, n * (n - 1))
-    cost = D2 + direction_weight * typical * backward
-    parents = minimum_arborescence(cost, root)
-    descends = np.eye(n, dtype=bool)  # descends[a, b]: b descends from a, or is a
-    for start in range(n):
-        node = parents[start]
-        while node >= 0:
-            descends[node, start] = True
-            node = parents[node]
+    # Zero would be no edge: twins are as close as can be instead. Of dense arrays SciPy
+    # drops all that is close to zero, too.
+    edges = csr_array(np.triu(np.maximum(D2, np.finfo(D2.dtype).tiny), 1))
+    spanning = minimum_spanning_tree(edges)
+    order, parents = breadth_first_order(spanning, root, directed=False)
+    parents = np.where(np.arange(n) == root, -1, parents).astype(np.int64)
+    # Where b is a, or a's ancestor: is_above[a, b].
+    is_above = np.eye(n, dtype=bool)
+    for child in order[1:]:
+        is_above[child] |= is_above[parents[child]]
     # Its own descendants cannot be its parents.
-    others = np.where(descends.T, np.inf, cost)
+    others = np.where(is_above, np.inf, D2)
     children = np.flatnonzero(parents >= 0)
-    chosen = cost[parents[children], children]
+    chosen = D2[parents[children], children]
     others[parents[children], children] = np.inf
     second = others[:, children].min(axis=0)
     scores = np.full(n, np.nan)
@@ -292,29 +266,26 @@ def _recover_tree(D2, values, root, direction_weight):
     return parents, scores
 
 
-def _measure(weights, statistic, device):
-    values = []
-    for batch in weights.batches(device):
-        flat = as_dense(batch).flatten(1).double()
-        if statistic == "norm":
-            values.append(as_array(torch.linalg.vector_norm(flat, dim=1)))
-            continue
-        flat = flat - flat.mean(dim=1, keepdim=True)
-        variance = flat.square().mean(dim=1)
-        fourth = flat.square().square().mean(dim=1)
-        kurtosis = fourth / variance.square() - 3
-        values.append(as_array(torch.nan_to_num(kurtosis)))
-    return np.concatenate(values)
+def _frobenius_norms(parts, n_models, device):
+    """Norm of each model's weights, ``(n_models,)``."""
+    values = np.empty(n_models)
+    for part in parts:
+        norms = [
+            as_array(torch.linalg.vector_norm(flat.double(), dim=1))
+            for flat in (as_dense(b).flatten(1) for b in part.weights.batches(device))
+        ]
+        values[part.positions] = np.concatenate(norms)
+    return values
 
 
 def _check_statistic(statistic, n_models):
+    """Return the numbers given, or None for the norm."""
     if isinstance(statistic, str):
-        if statistic not in _STATISTICS:
-            raise ValueError(
-                f"statistic must be one of {_STATISTICS} or an array of numbers, got "
-                f"{statistic!r}."
-            )
-        return None
+        if statistic == "norm":
+            return None
+        raise ValueError(
+            f"statistic must be 'norm' or an array of numbers, got {statistic!r}."
+        )
     try:
         values = np.array(statistic, dtype=float)
     except (TypeError, ValueError):

@@ -28,7 +28,7 @@ from skprobex import (
 )
 from skprobex.baselines import FlatDeltas, make_dense_expert
 from skprobex.datasets import make_digit_jungle, make_model_tree
-from skprobex.inspection import ViewScoresDisplay
+from skprobex.inspection import ModelTreeDisplay, ViewScoresDisplay
 from skprobex.metrics import mean_one_class_auc
 
 
@@ -72,14 +72,15 @@ def use_files(folder: str) -> ModelCollection:
     fusion = LayerFusion(["head.weight"]).fit(jungle.layers, jungle.target)
     fusion.transform({"head.weight": np.zeros((2, 5, 64))})
     experts = TreeExperts(ProbeXClassifier()).fit(jungle.models, jungle.target)
-    heritage = recover_heritage(W, statistic="norm", roots=[0]).plot()
+    heritage = recover_heritage(W, statistic="norm", roots=[0])
     save_models(
         Path(folder), {"a": np.zeros((2, 3, 3))}, names=experts.predict(W).tolist()
     )
     open_models(folder, on_error="skip")  # type: ignore[arg-type]
     open_models(3)  # type: ignore[arg-type]
     search.fit(np.zeros((5, 3, 3)), y)  # type: ignore[arg-type]
-    print(heritage.parents_)  # type: ignore[attr-defined]
+    ModelTreeDisplay.from_heritage(heritage, names=some.names).figure_.savefig(folder)
+    recover_heritage(W, statistic="age")  # type: ignore[arg-type]
     return models[["a" == name for name in models.names]]
 
 
@@ -96,10 +97,10 @@ def search_models(models: ModelCollection, texts: list[str]) -> list[str]:
     embedder.fit(models["block.weight"], texts).predict(W, labels=["a dog", "a cat"])
     embedder.set_params(text_encoder=SentenceTransformer("name"))
     ProbeXEmbedder(text_encoder=SentenceTransformer("name"))
-    index = ModelIndex(embedder, faiss_above=10_000).add(models)
+    index = ModelIndex(embedder).add(models)
     found = index.search("a dog", k=3, where={"task": ["vision"]})
     index.search(W[:1], where=lambda entry: entry["rank"] > 4).to_frame()
-    ModelIndex.load("index.safetensors").remove("model_0")
+    index.remove("model_0")
     index.search("a dog", k="3")  # type: ignore[arg-type]
     ProbeXEmbedder(text_encoder=3)  # type: ignore[arg-type]
     names: list[str] = found.names
