@@ -8,6 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.validation import check_is_fitted
+from torch.nn.functional import normalize as unit_rows
 
 from ._base import all_or_nothing
 from ._registry import saved
@@ -21,7 +22,7 @@ from .probing.device import (
     solver_device,
     to_arrays,
 )
-from .probing.naming import Naming, unit_rows
+from .probing.naming import Naming
 from .probing.ridge.expert import fit_unsupervised
 from .targets._labels import to_signs
 from .targets._text_space import TextSpace, are_texts, check_vectors, encode_labels
