@@ -1,11 +1,13 @@
 """What the package promises as a whole: its imports and its documentation."""
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
 from email.message import Message
 from importlib import resources
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from skprobex import (
 )
 from skprobex.targets import _texts as text
 
+ROOT = Path(__file__).parent.parent
 PUBLIC = [
     f"{module.__name__}.{name}"
     for module in (skprobex, baselines, datasets, inspection, metrics, search, trees)
@@ -126,6 +129,31 @@ def test_package_says_that_it_is_typed():
     assert (resources.files("skprobex") / "py.typed").is_file()
 
 
+def test_what_is_imported_is_declared():
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    # "scikit-learn>=1.6" declares scikit_learn, by which sklearn is installed.
+    declared = {
+        re.match(r"[\w-]+", requirement)[0].replace("-", "_").lower()
+        for group in groups
+        for requirement in group
+    }
+    of_module = packages_distributions()
+    imported = set()
+    for path in (ROOT / "skprobex").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.partition(".")[0])
+    for module in imported - sys.stdlib_module_names:
+        names = {
+            name.replace("-", "_").lower() for name in of_module.get(module, [module])
+        }
+        assert names & declared, module
+
+
 def test_import_is_light():
     code = (
         "import sys, skprobex; heavy = {'sentence_transformers', 'transformers', "
@@ -140,7 +168,7 @@ def test_import_is_light():
 # As they are documented, where every estimator has one page.
 PAGES = re.findall(
     r"^   (skprobex\.[.\w]+)$",
-    (Path(__file__).parent.parent / "docs/api.rst").read_text(),
+    (ROOT / "docs/api.rst").read_text(),
     flags=re.MULTILINE,
 )
 ESTIMATORS = [
