@@ -32,6 +32,7 @@ from skprobex import (
 from skprobex.targets import _texts as text
 
 ROOT = Path(__file__).parent.parent
+CONTRIBUTING = (ROOT / "CONTRIBUTING.rst").read_text()
 PUBLIC = [
     f"{module.__name__}.{name}"
     for module in (skprobex, baselines, datasets, inspection, metrics, search, trees)
@@ -152,6 +153,12 @@ def test_what_is_imported_is_declared():
             name.replace("-", "_").lower() for name in of_module.get(module, [module])
         }
         assert names & declared, module
+
+
+def test_the_map_for_newcomers_is_of_this_house():
+    paths = re.findall(r"``((?:skprobex|tests)/\S*)``", CONTRIBUTING)
+    assert len(paths) > 40
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_import_is_light():
