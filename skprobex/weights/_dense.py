@@ -1,5 +1,6 @@
 """Weights held in one array or tensor, read in batches."""
 
+import numpy as np
 import torch
 
 from ..probing.device import as_array, as_tensor
@@ -44,6 +45,10 @@ class DenseWeights(Weights):
     def _take_one(self, model):
         (batch,) = self._select([model]).batches(torch.device("cpu"))
         return as_array(batch).reshape(self.shape[1:])
+
+    def __array__(self, dtype=None, copy=None):
+        array = self._array if self._models is None else self._array[self._models]
+        return np.asarray(array, dtype)
 
     def _read_batches(self, size, device, dtype):
         n_models, d_out, d_in = self.lifted_shape

@@ -1,4 +1,4 @@
-"""A user's program, for mypy: see ``test_typing.py``. It is not run.
+"""A user's program, for mypy, which pyproject.toml tells of it. It is not run.
 
 Uses marked ``type: ignore`` are wrong. With ``warn_unused_ignores``, mypy complains of
 one that it does not find wrong.

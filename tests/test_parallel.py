@@ -18,7 +18,7 @@ from skprobex import (
     save_models,
 )
 from skprobex.exceptions import FileChangedError
-from skprobex.probing import batches as shards
+from skprobex.probing import batches
 from skprobex.weights import _contract
 
 LAYERS = ["dense.weight", "dense.bias", "lora.weight"]
@@ -92,20 +92,20 @@ def test_workers_fit_what_one_process_fits(backend, models, dispatched):
     with joblib.parallel_config(backend, n_jobs=2):
         assert_same(fit_all(models), expected)
     # No more in flight than a window of them.
-    assert max(dispatched) == 2 * shards.BATCHES_AHEAD < 90 // 7
+    assert max(dispatched) == 2 * batches.BATCHES_AHEAD < 90 // 7
 
 
 def test_within_a_worker_a_fit_stays_there(models, dispatched):
     W, y = models["dense.weight"], models.labels("label")
 
     def fit():
-        return shards.count_workers(), ProbeXClassifier(random_state=0).fit(W, y).coef_
+        return batches.count_workers(), ProbeXClassifier(random_state=0).fit(W, y).coef_
 
     expected = fit()
     for backend in ("loky", "threading"):
         dispatched.clear()
         with joblib.parallel_config(backend, n_jobs=2):
-            assert shards.count_workers() == 2
+            assert batches.count_workers() == 2
             found = joblib.Parallel()(joblib.delayed(fit)() for _ in range(2))
         assert dispatched == [2]
         for n_workers, coef in found:
@@ -165,7 +165,7 @@ def search_all(models):
 def test_a_cluster_gives_the_same_answers(client, models):
     expected = [*search_all(models), *fit_all(models)]
     with joblib.parallel_config("dask"):
-        assert shards.count_workers() == 2
+        assert batches.count_workers() == 2
         assert_same([*search_all(models), *fit_all(models)], expected)
 
 
