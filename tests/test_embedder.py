@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 import skprobex
 from skprobex import LowRankWeights, ModelCollection, ProbeXEmbedder
-from skprobex.probing.naming import Naming
+from skprobex.probing.tasks import Names
 from skprobex.targets._texts import encode_texts, encoder_name
 
 COLORS = ["red", "green", "blue", "yellow", "purple", "white"]
@@ -109,7 +109,7 @@ def test_the_order_of_labels_does_not_matter(fitted, models):
 def test_new_labels_do_not_refit(fitted, models, monkeypatch):
     W, _ = models
     before = pickle.dumps(fitted)
-    monkeypatch.setattr(Naming, "tune", None)
+    monkeypatch.setattr(Names, "tune", None)
     fitted.predict(W[:2], labels=["a red ring", "a blue square"])
     fitted.predict_proba(W[:2], labels=["a red ring"])
     assert pickle.dumps(fitted) == before

@@ -28,7 +28,7 @@ from skprobex.datasets import make_model_tree
 from skprobex.exceptions import FileChangedError, WeightFileError
 from skprobex.files._sources import LocalFile
 from skprobex.probing import batches as shards
-from skprobex.probing import deltas
+from skprobex.probing import center, deltas
 from skprobex.probing.network import inputs
 from skprobex.weights import _contract
 
@@ -49,7 +49,7 @@ def interrupt_after(monkeypatch, n_epochs):
         if len(calls) == n_epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("skprobex._solvers.ProgressBar.update", update)
+    monkeypatch.setattr("skprobex._base.ProgressBar.update", update)
 
 
 @pytest.mark.filterwarnings("ignore:The adam solver reached max_iter")
@@ -282,9 +282,9 @@ ADAPTERS = LowRankWeights(W[:, :, :2], W[:, :2])
 def test_out_of_memory_halves_the_batch(weights, monkeypatch):
     expected = ProbeXClassifier().fit(weights, y)
     decompose, sizes = limited(deltas.decompose_models, 4)
-    total, _ = limited(deltas.sum_models, 4)
+    total, _ = limited(center.sum_models, 4)
     monkeypatch.setattr(deltas, "decompose_models", decompose)
-    monkeypatch.setattr(deltas, "sum_models", total)
+    monkeypatch.setattr(center, "sum_models", total)
     fitted = ProbeXClassifier().fit(weights, y)
     assert sizes == [3] * 8
     assert fitted.views_ == expected.views_
@@ -309,7 +309,7 @@ def test_out_of_memory_in_training_says_what_to_lower(monkeypatch):
     def fail(*args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("skprobex.probing.network.training.loss", fail)
+    monkeypatch.setattr("skprobex.probing.tasks.Task.loss", fail)
     options = ADAM | {"views": ("xu",), "normalize": True}
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"Lower batch_size \(24\)"):
         ProbeXClassifier(**flat(**options)).fit(W, y)

@@ -179,7 +179,7 @@ def test_unfitted_estimators_and_their_parameters(tmp_path):
         "class_weight": {"a": 1.5, 3: np.int64(2), None: float("-inf")},
         "views": ("xu", "xtu"),
     }
-    estimator = ProbeXClassifier(**flat(**parameters))
+    estimator = ProbeXClassifier(**flat(solver="adam", **parameters))
     TreeExperts(estimator, layer="é\ud800").save(tmp_path / "saved")
     loaded = skprobex.load(tmp_path / "saved")
     assert loaded.layer == "é\ud800" and loaded.router is None
@@ -187,6 +187,7 @@ def test_unfitted_estimators_and_their_parameters(tmp_path):
     for name in ("center", "alphas"):
         np.testing.assert_array_equal(found[name], parameters[name])
     assert found["center"].flags.f_contiguous and found["center"].flags.writeable
+    found["tol"] = found["solver__tol"]
     for name in ("device", "tol", "class_weight", "views"):
         assert found[name] == parameters[name]
         assert type(found[name]) is type(parameters[name])
@@ -260,6 +261,13 @@ def test_a_file_of_before_stays_loadable():
     for name in ("decision_function", "transform"):
         found = getattr(loaded, name)(W)
         np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_of_an_older_format_is_refused_by_its_version():
+    with pytest.raises(
+        UnsupportedFormatError, match=r"an older skprobex.*Fit and save"
+    ):
+        skprobex.load(DATA / "saved_v1.safetensors")
 
 
 def test_every_class_in_the_table_is_there():

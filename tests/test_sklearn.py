@@ -28,6 +28,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skprobex import ProbeXClassifier, ProbeXEmbedder, ProbeXRegressor
 from skprobex.baselines import WeightStatistics
 from skprobex.datasets import make_model_tree
+from skprobex.solvers import Adam, mvprobe, probex
 from skprobex.weights._dense import DenseWeights
 from skprobex.weights._validation import ONLY
 
@@ -161,12 +162,47 @@ def test_grid_search(search, tree):
     grid = {
         "views": ["auto", ("xu",), ("xtxu", "spectrum")],
         "n_probes": [2, 8],
-        "solver": ["ridge", "adam"],
+        "solver": ["ridge", Adam(max_iter=3, projection_dim=4)],
     }
-    estimator = ProbeXClassifier(**flat(max_iter=3, projection_dim=4, n_components=4))
+    estimator = ProbeXClassifier(n_components=4)
     found = search(estimator, grid, cv=2, error_score="raise").fit(*tree)
     assert found.best_params_["solver"] == "ridge"
     assert found.score(*tree) > 0.8
+
+
+@few_epochs
+def test_a_grid_reaches_into_the_solver(tree):
+    estimator = ProbeXClassifier(solver=Adam(projection_dim=4), views=("xtxu",))
+    grid = {"solver__max_iter": [1, 60], "solver__learning_rate_init": [1e-2]}
+    found = GridSearchCV(estimator, grid, cv=2, error_score="raise").fit(*tree)
+    assert found.best_params_["solver__max_iter"] == 60
+    assert len(found.best_estimator_.loss_curve_) > 1
+
+
+def test_no_parameter_is_ignored_silently(tree):
+    settings = {"views": ("xu",), "normalize": True, "alphas": [1.0]}
+    for solver in ("adam", Adam()):
+        with pytest.raises(ValueError, match="alphas"):
+            ProbeXClassifier(solver=solver, **settings).fit(*tree)
+
+
+@pytest.mark.parametrize("cls", [ProbeXClassifier, ProbeXRegressor, ProbeXEmbedder])
+@pytest.mark.parametrize("published", [probex, mvprobe])
+def test_published_networks_have_a_name(published, cls, tree):
+    settings = published(max_iter=1)
+    assert settings["solver"].n_iter_no_change == 1
+    estimator = cls(**settings, random_state=0)
+    W, y = tree
+    y = np.eye(3)[y] if cls is ProbeXEmbedder else y
+    with pytest.warns(UserWarning, match="n_probes=128 is more than"):
+        estimator.fit(W, y)
+    assert estimator.views_ == settings["views"] and estimator.center_ is None
+    assert estimator.n_iter_ == 1 and estimator.n_components == 512
+
+
+@pytest.mark.parametrize("cls", [ProbeXClassifier, ProbeXRegressor, ProbeXEmbedder])
+def test_shells_have_thirteen_parameters_at_most(cls):
+    assert len(cls().get_params(deep=False)) <= 13
 
 
 def test_pipeline(tree):

@@ -27,7 +27,7 @@ from ._decode import StateReader, parse_json
 from ._encode import StateWriter
 
 # Raise it whenever files of before would be read as something else.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _DTYPES = {name: dtype for dtype, name in NUMPY_DTYPES.items()}
 
 
@@ -195,10 +195,13 @@ def _check_format(metadata, source):
     if not (version.isascii() and version.isdecimal() and len(version) < 10):
         raise CorruptFileError(f"{source} does not say the version of its format.")
     if int(version) != FORMAT_VERSION:
+        is_newer = int(version) > FORMAT_VERSION
+        age = "a newer" if is_newer else "an older"
+        way_out = "Upgrade skprobex" if is_newer else "Fit and save the estimator anew"
         raise UnsupportedFormatError(
-            f"{source} was written by a newer skprobex "
+            f"{source} was written by {age} skprobex "
             f"({metadata.get('skprobex', '')[:40]}), in version {version} of the "
-            f"format; this one reads version {FORMAT_VERSION}. Upgrade skprobex."
+            f"format; this one reads version {FORMAT_VERSION}. {way_out}."
         )
 
 

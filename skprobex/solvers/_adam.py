@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
+from .._registry import saved
 from .._sklearn import Interval, StrOptions
 from .._warnings import warn
 from ..probing.device import to_arrays, to_tensors
@@ -22,6 +23,7 @@ DEFAULT_BATCH_SIZE = 128
 DEFAULT_N_COMPONENTS = 128
 
 
+@saved
 class Adam(BaseEstimator):
     """The papers' networks, trained end to end by Adam.
 

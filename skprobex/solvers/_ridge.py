@@ -3,11 +3,13 @@
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from .._registry import saved
 from ..probing.device import to_arrays
 from ..probing.ridge.expert import fit_ridge
 from ..weights._validation import ONLY
 
 
+@saved
 class Ridge(BaseEstimator):
     """Closed form: HOSVD probes and a ridge, all choices by exact leave-one-out.
 
