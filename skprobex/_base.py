@@ -160,20 +160,21 @@ class BaseExpert(
     def _check_views(self):
         if self.views == "auto":
             return self.views
-        if self.views in VIEWS:
+        known = tuple(VIEWS)
+        if self.views in known:
             raise ValueError(
                 f"views={self.views!r}: pass a tuple, views=({self.views!r},)."
             )
-        unknown = [name for name in self.views if name not in VIEWS]
+        unknown = [name for name in self.views if name not in known]
         if unknown or not self.views:
             got = f", got {unknown[0]!r}" if unknown else ""
             raise ValueError(
-                f"views={self.views!r}: expected 'auto' or some of {tuple(VIEWS)}{got}."
+                f"views={self.views!r}: expected 'auto' or some of {known}{got}."
             )
         if len(set(self.views)) < len(self.views):
             raise ValueError(f"views={self.views!r} names a view twice.")
         # One order, so that ("a", "b") and ("b", "a") are the same estimator.
-        return tuple(name for name in VIEWS if name in self.views)
+        return tuple(name for name in known if name in self.views)
 
     def _check_alphas(self):
         if self.alphas is None:

@@ -115,8 +115,9 @@ def experts(W=W, y=y, estimator=None, **parameters):
     return TreeExperts(estimator, **parameters).fit(W, y)
 
 
-def index(W=W, names=NAMES, metadata=None, **parameters):
-    return ModelIndex(embedder(), **parameters).add(W, names, metadata)
+def index(W=W, names=NAMES, metadata=None, embedder=None, **parameters):
+    embedder = embedder or FITTED_EMBEDDER
+    return ModelIndex(embedder, **parameters).add(W, names, metadata)
 
 
 def collection(layers=LAYERS, names=NAMES, metadata=None):
@@ -448,7 +449,7 @@ REFUSED = {
         "of model 0 of W overflows float32",
     ),
     "predict in another unit, embedder": (
-        lambda: FITTED_EMBEDDER.transform(HUGE),
+        lambda: embedder(views=("xtxu",), normalize=False).transform(HUGE),
         ValueError,
         "of model 0 of W overflows float32",
     ),
@@ -1124,7 +1125,7 @@ REFUSED = {
     "query, bytes": (lambda: INDEX.search(b"a"), TypeError, "got bytes"),
     "query, one model": (lambda: INDEX.search(W[0]), ValueError, "query[None]"),
     "query, another unit": (
-        lambda: INDEX.search(HUGE),
+        lambda: index(embedder=embedder(views=("xtxu",), normalize=False)).search(HUGE),
         ValueError,
         "overflows float32",
     ),
@@ -1423,7 +1424,8 @@ def problems(draw):
     if draw(st.booleans()):  # ties, and models that are the same
         X[1] = X[0]
     views = draw(
-        st.just("auto") | st.lists(st.sampled_from(VIEWS), min_size=1, unique=True)
+        st.just("auto")
+        | st.lists(st.sampled_from(tuple(VIEWS)), min_size=1, unique=True)
     )
     common = {
         "views": views if views == "auto" else tuple(views),

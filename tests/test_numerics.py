@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from networks import flat
 
 from skprobex import (
     LayerFusion,
@@ -37,7 +38,7 @@ EXPERTS = {
 
 def answer(expert, W, **parameters):
     cls, targets, method = EXPERTS[expert]
-    return getattr(cls(**parameters).fit(W, targets), method)(W)
+    return getattr(cls(**flat(**parameters)).fit(W, targets), method)(W)
 
 
 UNITS = [1e-12, 1e-6, 1e6, 1e12]

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize as unit_rows
 
+from .._registry import saved
+
 # Neighbours whose mean cosine tells how near a label is to everything.
 N_NEIGHBORS = 10
 
 
+@saved
 @dataclass
 class TextSide:
     """The affine map from text vectors to embeddings, and how labels compete.

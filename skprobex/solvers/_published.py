@@ -6,7 +6,7 @@ from ._adam import Adam
 
 
 def probex(**changes: Any) -> dict[str, Any]:
-    """Parameters that make an estimator the network of ProbeX, CVPR 2025 [1]_.
+    """Set all parameters of an estimator as ProbeX, CVPR 2025, was published [1]_.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def probex(**changes: Any) -> dict[str, Any]:
 
 
 def mvprobe(**changes: Any) -> dict[str, Any]:
-    """Parameters that make an estimator the network of MVProbe, ICML 2026 [1]_.
+    """Set all parameters of an estimator as MVProbe, ICML 2026, was published [1]_.
 
     Parameters
     ----------

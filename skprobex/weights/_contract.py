@@ -116,13 +116,35 @@ class Weights(ABC):
         return array
 
     def titled(self, title: str) -> Self:
-        """Give the same weights another name in errors."""
+        """Give the same weights another name in errors.
+
+        Parameters
+        ----------
+        title : str
+            What errors call them.
+
+        Returns
+        -------
+        weights
+            Of the same kind; nothing is read.
+        """
         named: Self = self[:]
         named.title = title
         return named
 
     def batch_size(self, dtype: torch.dtype) -> int:
-        """Count the models that a batch holds."""
+        """Count the models that a batch holds.
+
+        Parameters
+        ----------
+        dtype : torch dtype
+            Of the batches.
+
+        Returns
+        -------
+        int
+            One at least.
+        """
         _, d_out, d_in = self.lifted_shape
         n_values = self.rank * (d_out + d_in) if self.rank else d_out * d_in
         return math.ceil(BATCH_BYTES / max(1, n_values * dtype.itemsize))
