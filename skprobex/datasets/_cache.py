@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
+from sklearn.utils import check_random_state
 
 from .._warnings import warn
 from ..files._atomic import replacing
@@ -22,7 +25,29 @@ from ..files._atomic import replacing
 Arrays = dict[str, np.ndarray]
 
 # Part of every key: raise it whenever the same parameters give other arrays.
-_FORMAT = 1
+_FORMAT = 2
+
+
+def load_or_grow(
+    name: str,
+    sizes: Mapping[str, Any],
+    grow: Callable[..., Arrays],
+    *,
+    random_state: int | np.random.RandomState | None,
+    data_home: str | os.PathLike | None,
+    cache: bool,
+    verbose: int,
+) -> Arrays:
+    """Read a jungle from the cache, or grow it; only one of an int seed is cached."""
+    rng = check_random_state(random_state)
+
+    def build():
+        return grow(**sizes, rng=rng, verbose=verbose)
+
+    if not (cache and isinstance(random_state, numbers.Integral)):
+        return build()
+    parameters = {**sizes, "random_state": int(random_state)}
+    return load_or_build(name, parameters, build, data_home)
 
 
 def load_or_build(
