@@ -195,9 +195,7 @@ class Batches:
 
     def take(self, models):
         """Batches of some of the adapters."""
-        return Batches(
-            self.embedded, self.own[models], self.batch_size, self.generator
-        )
+        return Batches(self.embedded, self.own[models], self.batch_size, self.generator)
 
     def draw(self, n):
         """Draw ``(n, batch_size, width)`` and ``(n, batch_size)``, 1 for own ones."""

@@ -1,7 +1,8 @@
 """A cache of named arrays on disk that a crash, a full disk or a race cannot corrupt.
 
 A file is written beside its final place and renamed over it when complete, so readers
-see either the whole of it or nothing. What cannot be read is built again; what cannot
+see either the whole of it or nothing. Of several that ask for the same arrays at once,
+one builds them and the others wait. What cannot be read is built again; what cannot
 be written is returned all the same.
 """
 
@@ -85,15 +86,31 @@ def load_or_build(
         return build()
     path = folder / f"{name}-{_key(parameters)}.npz"
     arrays = _read(path)
-    if arrays is None:
-        arrays = build()
-        # numpy's own parameters have other types than arrays by any name.
-        by_name: dict[str, Any] = {**arrays}
-        try:
-            with replacing(path) as file:
-                np.savez(file, **by_name)
-        except OSError as error:
-            _warn_not_stored(name, error)
+    if arrays is not None:
+        return arrays
+    # Whoever comes while they are built waits for them, in other processes too.
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:  # read-only, or without locks
+        _warn_not_stored(name, error)
+        return build()
+    try:
+        arrays = _read(path)
+        return _build_and_store(name, build, path) if arrays is None else arrays
+    finally:
+        lock.release()
+
+
+def _build_and_store(name, build, path):
+    arrays = build()
+    # numpy's own parameters have other types than arrays by any name.
+    by_name: dict[str, Any] = {**arrays}
+    try:
+        with replacing(path) as file:
+            np.savez(file, **by_name)
+    except OSError as error:
+        _warn_not_stored(name, error)
     return arrays
 
 
