@@ -29,8 +29,8 @@ LAYERS = [f"block{b}.{name}.weight" for b in (1, 2, 3) for name in ("up", "down"
 
 
 @pytest.fixture(scope="module")
-def jungle():
-    return make_adapter_jungle(n_concepts=100, cache=False)
+def jungle(data_home):
+    return make_adapter_jungle(160, 2, data_home=data_home)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_drawings_are_seeded_and_differ():
 
 
 def test_keys_and_shapes(jungle):
-    n = 200
+    n = 320
     assert set(jungle) == {
         *("data", "target", "concepts", "attributes", "held_out", "layers", "models"),
         *("heads", "settings", "accuracy", "bases", "DESCR"),
@@ -144,12 +144,12 @@ def test_keys_and_shapes(jungle):
         "head.weight": (n, 1, 64),
         "head.bias": (n, 1),
     }
-    assert len(set(jungle.concepts)) == 100
+    assert len(set(jungle.concepts)) == 160
     names, counts = np.unique(jungle.target, return_counts=True)
     assert set(names) == set(jungle.concepts) and (counts == 2).all()
     assert all(v.shape == (n,) for v in jungle.settings.values())
-    assert "200 LoRA adapters" in jungle.DESCR
-    assert "15\nconcepts are held out" in jungle.DESCR
+    assert "320 LoRA adapters" in jungle.DESCR
+    assert "24\nconcepts are held out" in jungle.DESCR
 
 
 def test_attributes_are_those_of_the_names(jungle):
@@ -164,14 +164,14 @@ def test_attributes_are_those_of_the_names(jungle):
 def test_concepts_held_out_are_new_combinations_of_known_values(jungle):
     held_out = jungle.held_out
     unknown, known = set(jungle.target[held_out]), set(jungle.target[~held_out])
-    assert len(unknown) == 15 and not unknown & known
+    assert len(unknown) == 24 and not unknown & known
     for values in jungle.attributes.values():
         assert set(values[held_out]) <= set(values[~held_out])
 
 
 def test_the_collection_slices_and_describes(jungle):
     part = jungle.models[jungle.held_out]
-    assert part.shape == (30, 6)
+    assert part.shape == (48, 6)
     W = part["block1.up.weight"]
     assert isinstance(W, LowRankWeights)
     assert_array_equal(W.A, jungle.layers["block1.up.weight"].A[jungle.held_out])

@@ -1,7 +1,10 @@
 """Jungle datasets: shapes, reproducibility, the cache, and what the weights carry."""
 
 import os
+import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +284,27 @@ def test_unseeded_jungles_are_not_cached(tmp_path, brief):
     make_digit_jungle(1, 4, random_state=rng, data_home=tmp_path)
     make_digit_jungle(1, 4, random_state=None, data_home=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_who_comes_while_arrays_are_built_waits_for_them(tmp_path):
+    begun, n_built = threading.Event(), []
+
+    def build():
+        n_built.append(1)
+        begun.set()
+        time.sleep(0.2)
+        return {"a": np.arange(3)}
+
+    def load(_):
+        return _cache.load_or_build("test", {}, build, tmp_path)
+
+    with ThreadPoolExecutor(2) as executor:
+        first = executor.submit(load, 0)
+        assert begun.wait(10)
+        second = executor.submit(load, 1)
+        for done in (first, second):
+            np.testing.assert_array_equal(done.result()["a"], np.arange(3))
+    assert len(n_built) == 1
 
 
 def damage_half(content):

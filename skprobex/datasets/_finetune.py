@@ -226,8 +226,8 @@ def train_groups(
     Parameters
     ----------
     params, shapes, learning_rate, schedule, n_steps, on_step
-        As in `train_on_classes`. A schedule may also be "warmup": up from zero, then down again
-        as "cosine" does.
+        As in `train_on_classes`. A schedule may also be "warmup": up from zero, then
+        down again as "cosine" does.
     start_group : callable
         Given the positions of a group's networks, returns two functions.
         ``draw(n)`` draws a batch ``(x, y)`` for each of the group's first n networks;

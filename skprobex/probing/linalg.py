@@ -111,6 +111,11 @@ def one_thread(tensor):
     ----------
     tensor : Tensor
         What is computed with: where it is on a GPU, nothing changes.
+
+    Notes
+    -----
+    MKL follows as long as nobody has called `torch.set_num_threads`: that tells MKL a
+    number of its own, which only the same call takes back, for the whole process.
     """
     if tensor.device.type != "cpu" or torch.get_num_threads() == 1:
         return nullcontext()
