@@ -154,6 +154,11 @@ def make_adapter_jungle(
         cache=cache,
         verbose=verbose,
     )
+    jungle = _as_bunch(arrays, sizes)
+    return (jungle.models, jungle.target) if return_X_y else jungle
+
+
+def _as_bunch(arrays, sizes):
     concepts = np.array([concept_name(codes) for codes in arrays["codes"]])
     target = concepts[arrays["labels"]]
     layers = as_layers(with_prefix(arrays, "layers:"))
@@ -161,9 +166,6 @@ def make_adapter_jungle(
     attributes = _attributes(arrays["codes"][arrays["labels"]])
     described = {"concept": target, **attributes, **settings}
     described["accuracy"] = arrays["accuracy"]
-    models = ModelCollection.from_layers(layers, metadata=_metadata(described))
-    if return_X_y:
-        return models, target
     return Bunch(
         data=layers[f"block{N_BLOCKS}.down.weight"],
         target=target,
@@ -171,7 +173,7 @@ def make_adapter_jungle(
         attributes=attributes,
         held_out=arrays["is_held_out"][arrays["labels"]],
         layers=layers,
-        models=models,
+        models=ModelCollection.from_layers(layers, metadata=_metadata(described)),
         heads=with_prefix(arrays, "heads:"),
         settings=settings,
         accuracy=arrays["accuracy"],

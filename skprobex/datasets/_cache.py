@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from sklearn.utils import check_random_state
 
 from .._warnings import warn
@@ -88,6 +87,8 @@ def load_or_build(
     arrays = _read(path)
     if arrays is not None:
         return arrays
+    from filelock import FileLock
+
     # Whoever comes while they are built waits for them, in other processes too.
     lock = FileLock(path.with_suffix(".lock"))
     try:

@@ -173,10 +173,13 @@ def make_digit_jungle(
         cache=cache,
         verbose=verbose,
     )
+    jungle = _as_bunch(arrays, sizes)
+    return (jungle.data, jungle.target) if return_X_y else jungle
+
+
+def _as_bunch(arrays, sizes):
     layers = as_layers(with_prefix(arrays, "layers:"))
-    if return_X_y:
-        return layers["hidden2.weight"], arrays["target"]
-    target_names = np.array([_class_name(c) for c in range(n_classes)])
+    target_names = np.array([_class_name(c) for c in range(sizes["n_classes"])])
     settings = with_prefix(arrays, "settings:")
     return Bunch(
         data=layers["hidden2.weight"],

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, get_token, hf_hub_url
 from sklearn.utils import Bunch
 
 from .._progress import ProgressBar
@@ -133,16 +132,8 @@ def fetch_model_jungle(
     --------
     make_digit_jungle : A jungle made on the spot.
     """
-    if subset not in _SUBSETS:
-        raise ValueError(f"subset={subset!r}: expected one of {list(_SUBSETS)}.")
+    splits = _check_splits(subset, split)
     chosen = _SUBSETS[subset]
-    splits = [split] if isinstance(split, str) else list(split or chosen.splits)
-    unknown = [name for name in splits if name not in chosen.splits]
-    if unknown:
-        raise ValueError(
-            f"{subset} has no split {unknown[0]!r}: expected one of "
-            f"{list(chosen.splits)}."
-        )
     layer = chosen.layer if layer is None else layer
     collections = [
         open_models(
@@ -179,6 +170,21 @@ def fetch_model_jungle(
     )
 
 
+def _check_splits(subset, split):
+    """List the splits asked for; raise unless the subset has them."""
+    if subset not in _SUBSETS:
+        raise ValueError(f"subset={subset!r}: expected one of {list(_SUBSETS)}.")
+    chosen = _SUBSETS[subset]
+    splits = [split] if isinstance(split, str) else list(split or chosen.splits)
+    unknown = [name for name in splits if name not in chosen.splits]
+    if unknown:
+        raise ValueError(
+            f"{subset} has no split {unknown[0]!r}: expected one of "
+            f"{list(chosen.splits)}."
+        )
+    return splits
+
+
 def _fetch(W, verbose):
     """Read everything once, so that it lies in the cache."""
     with ProgressBar(verbose, "Model-J", len(W), "model") as bar:
@@ -188,6 +194,8 @@ def _fetch(W, verbose):
 
 def _source(subset, split, revision, n_models):
     """Say where the models of a split are, as `open_models` takes it."""
+    from huggingface_hub import HfApi
+
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
         if _SUBSETS[subset].has_table:
@@ -214,6 +222,8 @@ def _find_repository(hub, subset):
 
 def _list_table(hub, subset, split):
     """List the repositories of a split, from the data set's tables."""
+    from huggingface_hub import get_token, hf_hub_url
+
     described = hub.dataset_info(_DATA_SET)
     words = _ALIASES.get(split, (split,))
     paths = sorted(file.rfilename for file in described.siblings)
