@@ -17,7 +17,7 @@ from skprobex import (
 )
 from skprobex.datasets import make_digit_jungle, make_model_tree
 from skprobex.exceptions import MissingLayerError
-from skprobex.probing.ridge.path import fusion
+from skprobex.probing.ridge import fusion
 from skprobex.probing.views import MATRIX_VIEWS
 
 N_TRAIN = 70
