@@ -105,11 +105,9 @@ def load_or_build(
 
 def _build_and_store(name, build, path):
     arrays = build()
-    # numpy's own parameters have other types than arrays by any name.
-    by_name: dict[str, Any] = {**arrays}
     try:
         with replacing(path) as file:
-            np.savez(file, **by_name)
+            np.savez(file, **arrays)
     except OSError as error:
         _warn_not_stored(name, error)
     return arrays
