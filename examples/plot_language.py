@@ -18,7 +18,8 @@ adapter had, and search a folder of them by a sentence.
 
 import numpy as np
 
-from skprobex.datasets import draw_concept, make_adapter_jungle
+from skprobex.datasets import make_adapter_jungle
+from skprobex.datasets._drawings import draw_concept
 
 jungle = make_adapter_jungle(n_concepts=150)
 models, names, unseen = jungle.models, jungle.target, jungle.held_out

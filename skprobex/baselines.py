@@ -31,13 +31,13 @@ __all__ = [
 ]
 
 
-def dense_batches(weights):
+def _dense_batches(weights):
     """Yield batches ``(b, d_out, d_in)``, low-rank products multiplied out."""
     for batch in weights.batches(torch.device("cpu")):
         yield as_dense(batch)
 
 
-def check_range(rows):
+def _check_range(rows):
     """Refuse what has left the range of its dtype; name the first model."""
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
@@ -86,7 +86,7 @@ class _Statistics(_WeightsTransformer):
             The fitted transformer.
         """
         weights = self._read_layer(X, reset=True)
-        for _ in dense_batches(weights):
+        for _ in _dense_batches(weights):
             pass  # reading a batch is what finds NaN and infinity
         return self
 
@@ -106,8 +106,8 @@ class _Statistics(_WeightsTransformer):
         check_is_fitted(self)
         weights = self._read_layer(X, reset=False)
         with np.errstate(over="ignore", invalid="ignore"):
-            rows = [self._describe(batch.numpy()) for batch in dense_batches(weights)]
-        return check_range(np.concatenate(rows))
+            rows = [self._describe(batch.numpy()) for batch in _dense_batches(weights)]
+        return _check_range(np.concatenate(rows))
 
     def get_feature_names_out(
         self, input_features: ArrayLike | None = None
@@ -311,10 +311,11 @@ class FlatDeltas(_WeightsTransformer):
             The fitted transformer.
         """
         weights = self._read_layer(X, reset=True)
-        total = sum(batch.double().sum(0) for batch in dense_batches(weights))
+        total = sum(batch.double().sum(0) for batch in _dense_batches(weights))
         center = total / len(weights)
         energy = sum(
-            (batch.double() - center).square().sum() for batch in dense_batches(weights)
+            (batch.double() - center).square().sum()
+            for batch in _dense_batches(weights)
         )
         scale = float((energy / len(weights)) ** 0.5)
         # Equal weights differ from their mean by rounding alone.
@@ -341,12 +342,12 @@ class FlatDeltas(_WeightsTransformer):
         weights = self._read_layer(X, reset=False)
         # The batches know the layer's dtype; the centre follows them.
         rows = []
-        for batch in dense_batches(weights):
+        for batch in _dense_batches(weights):
             array = batch.numpy()
             with np.errstate(over="ignore", invalid="ignore"):
                 deltas = (array - self.center_.astype(array.dtype)) / self.scale_
             rows.append(deltas.reshape(len(deltas), -1))
-        return check_range(np.concatenate(rows))
+        return _check_range(np.concatenate(rows))
 
 
 def make_dense_expert(

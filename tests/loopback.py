@@ -68,7 +68,8 @@ class Loopback:
                 if name in loopback.repositories:
                     names = loopback.repositories[name]
                     siblings = [{"rfilename": file} for file in names]
-                    body = json.dumps({"sha": COMMIT, "siblings": siblings})
+                    described = {"id": name.split("/", 3)[3], "sha": COMMIT}
+                    body = json.dumps({**described, "siblings": siblings})
                     return self._send(200, body.encode(), {})
                 if path not in loopback.files:
                     return self._send(404, b"", {})

@@ -1,5 +1,6 @@
 """The adapter jungle: its drawings and names, its training, and what it is good for."""
 
+import functools
 import re
 
 import numpy as np
@@ -13,7 +14,6 @@ from skprobex.datasets import (
     _adapter_jungle,
     _adapter_training,
     _finetune,
-    draw_concept,
     make_adapter_jungle,
 )
 from skprobex.datasets._drawings import (
@@ -21,6 +21,7 @@ from skprobex.datasets._drawings import (
     N_VALUES,
     all_concepts,
     concept_name,
+    draw_concept,
     draw_images,
 )
 
@@ -28,17 +29,17 @@ LAYERS = [f"block{b}.{name}.weight" for b in (1, 2, 3) for name in ("up", "down"
 
 
 @pytest.fixture(scope="module")
-def jungle():
-    return make_adapter_jungle(n_concepts=100, cache=False)
+def jungle(data_home):
+    return make_adapter_jungle(160, 2, data_home=data_home)
 
 
 @pytest.fixture
 def brief(monkeypatch):
     """Train for a few steps only, where it does not matter what is learnt."""
-    monkeypatch.setattr(_adapter_jungle, "_BASE_N_STEPS", 3)
-    monkeypatch.setattr(_adapter_jungle, "_N_STEPS", (2, 5))
-    monkeypatch.setattr(_adapter_jungle, "_N_IMAGES", 2)
-    monkeypatch.setattr(_adapter_jungle, "_N_TEST_IMAGES", 1)
+    monkeypatch.setattr(_adapter_training, "_BASE_N_STEPS", 3)
+    monkeypatch.setattr(_adapter_training, "N_STEPS", (2, 5))
+    monkeypatch.setattr(_adapter_training, "_N_IMAGES", 2)
+    monkeypatch.setattr(_adapter_training, "_N_TEST_IMAGES", 1)
 
 
 def flatten(bunch):
@@ -126,7 +127,7 @@ def test_drawings_are_seeded_and_differ():
 
 
 def test_keys_and_shapes(jungle):
-    n = 200
+    n = 320
     assert set(jungle) == {
         *("data", "target", "concepts", "attributes", "held_out", "layers", "models"),
         *("heads", "settings", "accuracy", "bases", "DESCR"),
@@ -143,12 +144,12 @@ def test_keys_and_shapes(jungle):
         "head.weight": (n, 1, 64),
         "head.bias": (n, 1),
     }
-    assert len(set(jungle.concepts)) == 100
+    assert len(set(jungle.concepts)) == 160
     names, counts = np.unique(jungle.target, return_counts=True)
     assert set(names) == set(jungle.concepts) and (counts == 2).all()
     assert all(v.shape == (n,) for v in jungle.settings.values())
-    assert "200 LoRA adapters" in jungle.DESCR
-    assert "15\nconcepts are held out" in jungle.DESCR
+    assert "320 LoRA adapters" in jungle.DESCR
+    assert "24\nconcepts are held out" in jungle.DESCR
 
 
 def test_attributes_are_those_of_the_names(jungle):
@@ -163,14 +164,14 @@ def test_attributes_are_those_of_the_names(jungle):
 def test_concepts_held_out_are_new_combinations_of_known_values(jungle):
     held_out = jungle.held_out
     unknown, known = set(jungle.target[held_out]), set(jungle.target[~held_out])
-    assert len(unknown) == 15 and not unknown & known
+    assert len(unknown) == 24 and not unknown & known
     for values in jungle.attributes.values():
         assert set(values[held_out]) <= set(values[~held_out])
 
 
 def test_the_collection_slices_and_describes(jungle):
     part = jungle.models[jungle.held_out]
-    assert part.shape == (30, 6)
+    assert part.shape == (48, 6)
     W = part["block1.up.weight"]
     assert isinstance(W, LowRankWeights)
     assert_array_equal(W.A, jungle.layers["block1.up.weight"].A[jungle.held_out])
@@ -192,7 +193,7 @@ def test_adapters_recognise_their_concepts_in_new_drawings(jungle):
         codes = codes[others][rng.permutation(863)[:40]]
         images = np.concatenate([own, draw_images(codes, rng)])
         # The network written out, with dense weights.
-        h = _adapter_training.see(base, torch.from_numpy(images)).numpy()
+        h = _adapter_training.stem(base, torch.from_numpy(images)).numpy()
         for b in (1, 2, 3):
             up, down = (
                 jungle.bases[f"block{b}.{k}.weight"][0]
@@ -327,30 +328,25 @@ def lone_loss(base, adapter, x, is_own):
 
 def test_gradients_are_those_of_each_adapter_alone():
     base, adapters, x, is_own = tiny(3, torch.Generator().manual_seed(0))
-    grads = {name: torch.full_like(v, np.nan) for name, v in adapters.items()}
-    backward = _adapter_training.backward_of(
-        lambda *args: _adapter_training.tell_loss(base, *args)
-    )
-    backward(adapters, grads, x, is_own)
+    leaves = {name: v.clone().requires_grad_() for name, v in adapters.items()}
+    _adapter_training.concept_loss(base, leaves, x, is_own).backward()
     for i in range(3):
         alone = {n: v[i].clone().requires_grad_() for n, v in adapters.items()}
         lone_loss(base, alone, x[i], is_own[i]).backward()
         for name, values in alone.items():
-            assert_allclose(grads[name][i], values.grad, atol=1e-12, err_msg=name)
+            assert_allclose(leaves[name].grad[i], values.grad, atol=1e-12, err_msg=name)
 
 
 def test_training_is_adam_on_each_adapter_alone():
     base, adapters, x, is_own = tiny(2, torch.Generator().manual_seed(1))
     shapes = {name: tuple(v.shape[1:]) for name, v in adapters.items()}
     params = torch.cat([v.flatten(1) for v in adapters.values()], dim=1)
-    backward = _adapter_training.backward_of(
-        lambda *args: _adapter_training.tell_loss(base, *args)
-    )
+    loss = functools.partial(_adapter_training.concept_loss, base)
     rates, n_steps = [0.01, 0.02], [4, 7]
     trained = _finetune.train_groups(
         params.clone(),
         shapes,
-        lambda rows: (lambda n: (x[rows][:n], is_own[rows][:n]), backward),
+        lambda rows: (lambda n: (x[rows][:n], is_own[rows][:n]), loss),
         learning_rate=torch.tensor(rates),
         schedule=["constant"] * 2,
         n_steps=torch.tensor(n_steps),

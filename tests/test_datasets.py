@@ -1,7 +1,10 @@
 """Jungle datasets: shapes, reproducibility, the cache, and what the weights carry."""
 
 import os
+import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from skprobex.datasets import (
     _cache,
-    _digits,
+    _digit_training,
     _finetune,
     make_digit_jungle,
     make_model_tree,
@@ -29,8 +32,8 @@ def jungle():
 @pytest.fixture
 def brief(monkeypatch):
     """Train for a few steps only, where it does not matter what is learnt."""
-    monkeypatch.setattr(_digits, "_BASE_N_STEPS", 5)
-    monkeypatch.setattr(_digits, "_N_STEPS", (2, 5))
+    monkeypatch.setattr(_digit_training, "_BASE_N_STEPS", 5)
+    monkeypatch.setattr(_digit_training, "N_STEPS", (2, 5))
 
 
 def flatten(bunch):
@@ -192,7 +195,7 @@ def test_batched_training_equals_torch():
     schedule = ["constant", "cosine", "linear"]
     n_steps = torch.tensor([4, 7, 5])
     before = start.clone()
-    trained = _finetune.train(
+    trained = _finetune.train_on_classes(
         start,
         shapes,
         images,
@@ -248,13 +251,13 @@ def test_batches_hold_only_the_networks_classes():
 def counted(monkeypatch):
     """Count the networks trained."""
     calls = []
-    train = _finetune.train
+    train = _finetune.train_on_classes
 
     def counting(*args, **kwargs):
         calls.append(1)
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(_finetune, "train", counting)
+    monkeypatch.setattr(_finetune, "train_on_classes", counting)
     return calls
 
 
@@ -271,10 +274,9 @@ def test_cached_equals_uncached(tmp_path, brief, counted):
     np.testing.assert_array_equal(W, uncached.data)
     np.testing.assert_array_equal(Y, uncached.target)
     assert len(counted) == n_calls
-    (file,) = (tmp_path / "skprobex").iterdir()
-    assert file.suffix == ".npz"
+    (file,) = (tmp_path / "skprobex").glob("*.npz")
     make_digit_jungle(**SMALL, random_state=1, data_home=tmp_path)
-    assert len(list(file.parent.iterdir())) == 2
+    assert len(list(file.parent.glob("*.npz"))) == 2
 
 
 def test_unseeded_jungles_are_not_cached(tmp_path, brief):
@@ -282,6 +284,27 @@ def test_unseeded_jungles_are_not_cached(tmp_path, brief):
     make_digit_jungle(1, 4, random_state=rng, data_home=tmp_path)
     make_digit_jungle(1, 4, random_state=None, data_home=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_who_comes_while_arrays_are_built_waits_for_them(tmp_path):
+    begun, n_built = threading.Event(), []
+
+    def build():
+        n_built.append(1)
+        begun.set()
+        time.sleep(0.2)
+        return {"a": np.arange(3)}
+
+    def load(_):
+        return _cache.load_or_build("test", {}, build, tmp_path)
+
+    with ThreadPoolExecutor(2) as executor:
+        first = executor.submit(load, 0)
+        assert begun.wait(10)
+        second = executor.submit(load, 1)
+        for done in (first, second):
+            np.testing.assert_array_equal(done.result()["a"], np.arange(3))
+    assert len(n_built) == 1
 
 
 def damage_half(content):
@@ -304,7 +327,7 @@ def test_damaged_cache_is_rebuilt(tmp_path, damage):
         return _cache.load_or_build("test", {"n": 1}, build, tmp_path)
 
     load(lambda: arrays)
-    (file,) = (tmp_path / "skprobex").iterdir()
+    (file,) = (tmp_path / "skprobex").glob("*.npz")
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     again = load(lambda: arrays)
@@ -319,7 +342,7 @@ def test_damaged_cache_is_rebuilt(tmp_path, damage):
 def test_pickled_arrays_are_refused(tmp_path):
     good = {"a": np.arange(3)}
     _cache.load_or_build("test", {}, lambda: good, tmp_path)
-    (file,) = (tmp_path / "skprobex").iterdir()
+    (file,) = (tmp_path / "skprobex").glob("*.npz")
     np.savez(file, a=np.array([{}], dtype=object))
     read = _cache.load_or_build("test", {}, lambda: good, tmp_path)
     np.testing.assert_array_equal(read["a"], good["a"])
@@ -337,7 +360,7 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
         with pytest.warns(UserWarning, match="could not be cached.*disk on fire"):
             read = _cache.load_or_build("test", {}, lambda: good, tmp_path)
     np.testing.assert_array_equal(read["a"], good["a"])
-    assert not list((tmp_path / "skprobex").iterdir())
+    assert {p.suffix for p in (tmp_path / "skprobex").iterdir()} <= {".lock"}
 
     def interrupt(source, target):
         raise KeyboardInterrupt
@@ -345,7 +368,7 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         _cache.load_or_build("test", {}, lambda: good, tmp_path)
-    assert not list((tmp_path / "skprobex").iterdir())
+    assert {p.suffix for p in (tmp_path / "skprobex").iterdir()} <= {".lock"}
 
 
 def test_unwritable_data_home_warns_once(tmp_path, brief):

@@ -396,9 +396,9 @@ def test_plot_again_and_without_matplotlib(display, monkeypatch):
         display.plot()
 
 
-def test_importance_of_pixels_of_real_networks():
+def test_importance_of_pixels_of_real_networks(data_home):
     """Pixels that are always blank have moved no weight, and carry no answer."""
-    jungle = make_digit_jungle(n_models=60, n_classes=4, random_state=0, cache=False)
+    jungle = make_digit_jungle(60, 4, data_home=data_home)
     clf = ProbeXClassifier(views=("log_xtx",), random_state=0)
     clf.fit(jungle.layers["hidden1.weight"], jungle.target)
     display = ProbeImportanceDisplay.from_estimator(clf, shape=(8, 8))

@@ -235,8 +235,8 @@ def test_files_give_what_memory_gives(layers, tmp_path):
     np.testing.assert_allclose(clf.decision_function(models), expected, atol=1e-8)
 
 
-def test_the_bunch_of_a_jungle_is_its_layers():
-    jungle = make_digit_jungle(40, 4, cache=False)
+def test_the_bunch_of_a_jungle_is_its_layers(data_home):
+    jungle = make_digit_jungle(60, 4, data_home=data_home)
     clf = ProbeXClassifier(random_state=0).fit(jungle, jungle.target)
     expected = ProbeXClassifier(random_state=0).fit(jungle.layers, jungle.target)
     np.testing.assert_array_equal(clf.predict(jungle), expected.predict(jungle.layers))

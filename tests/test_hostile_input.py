@@ -42,7 +42,6 @@ from skprobex.baselines import (
     make_dense_expert,
 )
 from skprobex.datasets import (
-    draw_concept,
     fetch_model_jungle,
     make_adapter_jungle,
     make_digit_jungle,
@@ -1264,11 +1263,6 @@ REFUSED = {
         lambda: make_adapter_jungle(held_out=2.0),
         ValueError,
         "held_out must be from 0 to 1",
-    ),
-    "concept": (
-        lambda: draw_concept("a purple elephant"),
-        ValueError,
-        "no concept 'a purple elephant'",
     ),
     "jungle": (lambda: fetch_model_jungle("q"), ValueError, "subset='q'"),
     "jungle, split": (

@@ -121,8 +121,8 @@ def test_containers_and_workers_are_the_same(layers):
         assert make_search().fit(models, y).layer_scores_ == expected
 
 
-def test_the_bunch_of_a_jungle_is_its_layers():
-    jungle = make_digit_jungle(40, 4, cache=False)
+def test_the_bunch_of_a_jungle_is_its_layers(data_home):
+    jungle = make_digit_jungle(60, 4, data_home=data_home)
     search = LayerSearchCV(ProbeXClassifier(), ["hidden?.bias", "head.weight"], cv=2)
     search.fit(jungle, jungle.target)
     assert list(search.layer_scores_) == ["hidden1.bias", "hidden2.bias", "head.weight"]

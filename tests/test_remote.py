@@ -358,6 +358,25 @@ def test_fetching_a_subset_of_adapters(model_j, capfd):
     assert "Model-J" in capfd.readouterr().err
 
 
+def test_model_j_is_asked_with_the_token(model_j, monkeypatch):
+    from skprobex.datasets._model_j import fetch_model_jungle
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    fetch_model_jungle("SupViT", split="val", n_models=1)
+    assert set(model_j.authorizations) == {"Bearer hf_secret"}
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[" * 100_000, b'{"a": 1}', b"[1]"])
+def test_model_j_is_not_on_what_is_no_hub(model_j, answer):
+    from skprobex.datasets._model_j import fetch_model_jungle
+
+    for kind in ("models", "datasets/ProbeX/Model-J"):
+        model_j.answers[f"/api/{kind}"] = answer
+    for subset in ("SD_200", "SupViT"):
+        with pytest.raises(RemoteError, match="HF_ENDPOINT is a hub"):
+            fetch_model_jungle(subset)
+
+
 def test_model_j_says_what_it_has(model_j):
     from skprobex.datasets._model_j import fetch_model_jungle
 

@@ -43,8 +43,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def jungle():
-    return make_digit_jungle(150, 4, n_trees=3, cache=False)
+def jungle(data_home):
+    return make_digit_jungle(150, 4, n_trees=3, data_home=data_home)
 
 
 def forest(n_trees=3, n_models=20, shape=(12, 10), scale=0.1, seed=0):
@@ -331,8 +331,8 @@ def test_adapters_are_a_tree_beside_full_weights(tmp_path):
 
 
 @pytest.mark.parametrize("layer", ["hidden1.weight", "hidden2.weight"])
-def test_adapters_are_divided_by_their_subspaces(layer):
-    jungle = make_digit_jungle(200, n_trees=3, rank=4, cache=False)
+def test_adapters_are_divided_by_their_subspaces(layer, data_home):
+    jungle = make_digit_jungle(200, n_trees=3, rank=4, data_home=data_home)
     W, tree = jungle.layers[layer], jungle.tree
     assert ModelTreeClustering().fit(W).n_trees_ == 1
     found = ModelTreeClustering(3).fit(W[:150])

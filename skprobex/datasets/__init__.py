@@ -2,12 +2,10 @@
 
 from ._adapter_jungle import make_adapter_jungle
 from ._digits import make_digit_jungle
-from ._drawings import draw_concept
 from ._model_j import fetch_model_jungle
 from ._synthetic import make_model_tree
 
 __all__ = [
-    "draw_concept",
     "fetch_model_jungle",
     "make_adapter_jungle",
     "make_digit_jungle",

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 
 import numpy as np
-from sklearn.utils import Bunch, check_random_state
+from sklearn.utils import Bunch
 
 from .._typing import Dataset
 from ..weights import ModelCollection
-from ._adapter_training import Recipe, grow_adapters
-from ._cache import load_or_build
+from ._adapter_training import LEARNING_RATES, N_BLOCKS, N_STEPS, WIDTH, grow_adapters
+from ._cache import load_or_grow
 from ._digits import as_layers, with_prefix
 from ._drawings import ATTRIBUTES, N_VALUES, all_concepts, concept_name
 from ._synthetic import check_integer, check_real
 
 _N_COMBINATIONS = len(all_concepts())
-_WIDTH, _N_BLOCKS = 64, 3
-_N_IMAGES, _N_TEST_IMAGES = 16, 8  # drawings of each combination
-_TEST_SIZE = 64  # drawings that an adapter's accuracy is measured on
-_BASE_LEARNING_RATE, _BASE_N_STEPS, _BASE_BATCH_SIZE = 4e-3, 1200, 32
-_BATCH_SIZE = 16
-
-# An adapter is not trained to convergence: how far it got is in its weights too.
-_LEARNING_RATES = (1e-3, 1e-2)
-_N_STEPS = (50, 150)
 
 _DESCR = """\
 Adapter jungle
@@ -136,10 +126,6 @@ def make_adapter_jungle(
         If a parameter is out of its range or of another type, or if so many concepts
         are to be held out that one of their values would occur nowhere else.
 
-    See Also
-    --------
-    draw_concept : The drawings that adapters are trained on.
-
     Examples
     --------
     >>> from skprobex.datasets import make_adapter_jungle
@@ -151,72 +137,43 @@ def make_adapter_jungle(
     """
     check_integer("n_concepts", n_concepts, 2, _N_COMBINATIONS)
     check_integer("n_adapters_per_concept", n_adapters_per_concept, 1)
-    check_integer("rank", rank, 1, _WIDTH)
+    check_integer("rank", rank, 1, WIDTH)
     check_real("held_out", held_out, 0, 1)
-    rng = check_random_state(random_state)
     sizes = {
         "n_concepts": int(n_concepts),
         "n_adapters_per_concept": int(n_adapters_per_concept),
         "rank": int(rank),
         "held_out": float(held_out),
     }
+    arrays = load_or_grow(
+        "adapter_jungle",
+        sizes,
+        _grow,
+        random_state=random_state,
+        data_home=data_home,
+        cache=cache,
+        verbose=verbose,
+    )
+    jungle = _as_bunch(arrays, sizes)
+    return (jungle.models, jungle.target) if return_X_y else jungle
 
-    def build():
-        recipe = Recipe(
-            width=_WIDTH,
-            n_blocks=_N_BLOCKS,
-            n_images=_N_IMAGES,
-            n_test_images=_N_TEST_IMAGES,
-            test_size=_TEST_SIZE,
-            base_learning_rate=_BASE_LEARNING_RATE,
-            base_n_steps=_BASE_N_STEPS,
-            base_batch_size=_BASE_BATCH_SIZE,
-            batch_size=_BATCH_SIZE,
-            learning_rates=_LEARNING_RATES,
-            n_steps=_N_STEPS,
-        )
-        codes = all_concepts()
-        codes = codes[rng.permutation(len(codes))[:n_concepts]]
-        is_held_out = _hold_out(codes, held_out)
-        labels = np.repeat(np.arange(n_concepts), n_adapters_per_concept)
-        labels = rng.permutation(labels)
-        grown = grow_adapters(
-            recipe, concepts=codes, labels=labels, rank=rank, rng=rng, verbose=verbose
-        )
-        return {"codes": codes, "labels": labels, "is_held_out": is_held_out, **grown}
 
-    if cache and isinstance(random_state, numbers.Integral):
-        key = {**sizes, "random_state": int(random_state)}
-        arrays = load_or_build("adapter_jungle", key, build, data_home)
-    else:
-        arrays = build()
-
+def _as_bunch(arrays, sizes):
     concepts = np.array([concept_name(codes) for codes in arrays["codes"]])
-    labels = arrays["labels"]
-    target = concepts[labels]
-    columns = zip(ATTRIBUTES, arrays["codes"][labels].T, strict=True)
-    attributes = {name: np.array(ATTRIBUTES[name])[codes] for name, codes in columns}
+    target = concepts[arrays["labels"]]
+    layers = as_layers(with_prefix(arrays, "layers:"))
     settings = with_prefix(arrays, "settings:")
+    attributes = _attributes(arrays["codes"][arrays["labels"]])
     described = {"concept": target, **attributes, **settings}
     described["accuracy"] = arrays["accuracy"]
-    layers = as_layers(with_prefix(arrays, "layers:"))
-    models = ModelCollection.from_layers(
-        layers,
-        metadata=[
-            {name: values[i].item() for name, values in described.items()}
-            for i in range(len(target))
-        ],
-    )
-    if return_X_y:
-        return models, target
     return Bunch(
-        data=layers[f"block{_N_BLOCKS}.down.weight"],
+        data=layers[f"block{N_BLOCKS}.down.weight"],
         target=target,
         concepts=concepts,
         attributes=attributes,
-        held_out=arrays["is_held_out"][labels],
+        held_out=arrays["is_held_out"][arrays["labels"]],
         layers=layers,
-        models=models,
+        models=ModelCollection.from_layers(layers, metadata=_metadata(described)),
         heads=with_prefix(arrays, "heads:"),
         settings=settings,
         accuracy=arrays["accuracy"],
@@ -225,11 +182,35 @@ def make_adapter_jungle(
             **sizes,
             n_models=len(target),
             n_held_out=arrays["is_held_out"].sum(),
-            n_blocks=_N_BLOCKS,
-            lr=_LEARNING_RATES,
-            steps=_N_STEPS,
+            n_blocks=N_BLOCKS,
+            lr=LEARNING_RATES,
+            steps=N_STEPS,
         ),
     )
+
+
+def _grow(n_concepts, n_adapters_per_concept, rank, held_out, rng, verbose):
+    """Draw concepts and train their adapters; all arrays, under prefixed names."""
+    codes = all_concepts()
+    codes = codes[rng.permutation(len(codes))[:n_concepts]]
+    is_held_out = _hold_out(codes, held_out)
+    labels = rng.permutation(np.repeat(np.arange(n_concepts), n_adapters_per_concept))
+    grown = grow_adapters(codes[labels], rank=rank, rng=rng, verbose=verbose)
+    return {"codes": codes, "labels": labels, "is_held_out": is_held_out, **grown}
+
+
+def _attributes(codes):
+    """Values of each model's attributes, by the attribute's name."""
+    columns = zip(ATTRIBUTES.items(), codes.T, strict=True)
+    return {name: np.array(values)[column] for (name, values), column in columns}
+
+
+def _metadata(columns):
+    """One dict a model, as the header of its file would have it."""
+    return [
+        {name: values[i].item() for name, values in columns.items()}
+        for i in range(len(columns["concept"]))
+    ]
 
 
 def _hold_out(codes, share):

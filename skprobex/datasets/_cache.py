@@ -1,7 +1,8 @@
 """A cache of named arrays on disk that a crash, a full disk or a race cannot corrupt.
 
 A file is written beside its final place and renamed over it when complete, so readers
-see either the whole of it or nothing. What cannot be read is built again; what cannot
+see either the whole of it or nothing. Of several that ask for the same arrays at once,
+one builds them and the others wait. What cannot be read is built again; what cannot
 be written is returned all the same.
 """
 
@@ -9,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.utils import check_random_state
 
 from .._warnings import warn
 from ..files._atomic import replacing
@@ -22,7 +25,29 @@ from ..files._atomic import replacing
 Arrays = dict[str, np.ndarray]
 
 # Part of every key: raise it whenever the same parameters give other arrays.
-_FORMAT = 1
+_FORMAT = 2
+
+
+def load_or_grow(
+    name: str,
+    sizes: Mapping[str, Any],
+    grow: Callable[..., Arrays],
+    *,
+    random_state: int | np.random.RandomState | None,
+    data_home: str | os.PathLike | None,
+    cache: bool,
+    verbose: int,
+) -> Arrays:
+    """Read a jungle from the cache, or grow it; only one of an int seed is cached."""
+    rng = check_random_state(random_state)
+
+    def build():
+        return grow(**sizes, rng=rng, verbose=verbose)
+
+    if not (cache and isinstance(random_state, numbers.Integral)):
+        return build()
+    parameters = {**sizes, "random_state": int(random_state)}
+    return load_or_build(name, parameters, build, data_home)
 
 
 def load_or_build(
@@ -60,15 +85,31 @@ def load_or_build(
         return build()
     path = folder / f"{name}-{_key(parameters)}.npz"
     arrays = _read(path)
-    if arrays is None:
-        arrays = build()
-        # numpy's own parameters have other types than arrays by any name.
-        by_name: dict[str, Any] = {**arrays}
-        try:
-            with replacing(path) as file:
-                np.savez(file, **by_name)
-        except OSError as error:
-            _warn_not_stored(name, error)
+    if arrays is not None:
+        return arrays
+    from filelock import FileLock
+
+    # Whoever comes while they are built waits for them, in other processes too.
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:  # read-only, or without locks
+        _warn_not_stored(name, error)
+        return build()
+    try:
+        arrays = _read(path)
+        return _build_and_store(name, build, path) if arrays is None else arrays
+    finally:
+        lock.release()
+
+
+def _build_and_store(name, build, path):
+    arrays = build()
+    try:
+        with replacing(path) as file:
+            np.savez(file, **arrays)
+    except OSError as error:
+        _warn_not_stored(name, error)
     return arrays
 
 

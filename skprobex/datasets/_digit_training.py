@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from .._progress import ProgressBar
+from ..probing.linalg import one_thread
 from . import _finetune
 
-HELD_OUT = 0.2
+N_HIDDEN = 64
+# A base sees all classes and is trained to convergence, a model of the tree is not: how
+# far it got is part of what its weights tell. The learning rate is drawn log-uniformly.
+LEARNING_RATES = (5e-4, 5e-3)
+N_STEPS = (50, 300)
+
+_N_PIXELS = 64
+_HELD_OUT = 0.2
+_BATCH_SIZE = 32
+_BASE_LEARNING_RATE, _BASE_N_STEPS = 2e-3, 2000
 
 
-class Recipe(NamedTuple):
-    """How networks are trained.
+class _Plan(NamedTuple):
+    """What is drawn for each model before anything is trained, n_models rows each."""
 
-    Ranges are of what is drawn for each model, the learning rate's log-uniformly.
-    """
-
-    n_hidden: int
-    batch_size: int
-    base_learning_rate: float
-    base_n_steps: int
-    learning_rates: tuple[float, float]
-    n_steps: tuple[int, int]
+    tree: np.ndarray
+    units: torch.Tensor  # (n_models, n_classes), as `train_on_classes` takes them
+    learning_rate: np.ndarray
+    schedule: np.ndarray
+    n_steps: np.ndarray
+    parents: np.ndarray
+    generation: np.ndarray
 
 
 def grow_jungle(
-    recipe,
     *,
     n_models,
     n_classes,
@@ -41,97 +49,126 @@ def grow_jungle(
 ):
     """Train bases and models; all arrays of the Bunch, under prefixed names."""
     x_train, y_train, x_test, y_test = draw_images(n_classes, rng)
-    tree = rng.permutation(np.arange(n_models) % n_trees)
+    plan, generator = draw_plan(
+        n_models, n_classes, n_trees, n_classes_per_model, n_generations, rng
+    )
+    base_shapes = _finetune.layer_shapes(_N_PIXELS, N_HIDDEN, n_classes)
+    shapes = _finetune.layer_shapes(_N_PIXELS, N_HIDDEN, n_classes_per_model)
+    n_updates = n_trees * _BASE_N_STEPS + int(plan.n_steps.sum())
+    with ProgressBar(verbose, "fine-tuning", n_updates, "step") as bar:
+        train = functools.partial(
+            _finetune.train_on_classes,
+            images=x_train,
+            classes=y_train,
+            batch_size=_BATCH_SIZE,
+            generator=generator,
+            on_step=bar.update,
+        )
+        bases = train_bases(train, base_shapes, n_trees, n_classes, generator)
+        base_layers = _hidden_layers(bases, base_shapes)
+        if rank is None:
+            frozen, hidden = None, bases[plan.tree]
+        else:
+            frozen = {n: values[plan.tree] for n, values in base_layers.items()}
+            hidden, shapes = None, _finetune.adapter_shapes(shapes, rank)
+        start = _finetune.draw_parameters(n_models, shapes, generator, hidden)
+        models = train_generations(train, start, shapes, plan, frozen)
+    layers = _finetune.split_layers(models, shapes)
+    dense = layers if frozen is None else _finetune.merge_adapters(layers, frozen)
+    return {
+        "target": (plan.units.numpy() >= 0).astype(np.int64),
+        "accuracy": measure_accuracy(dense, plan.units, x_test, y_test),
+        "tree": plan.tree,
+        "parents": plan.parents,
+        "generation": plan.generation,
+        "settings:learning_rate": plan.learning_rate,
+        "settings:schedule": plan.schedule,
+        "settings:n_steps": plan.n_steps,
+        **_as_arrays("layers:", layers),
+        **_as_arrays("bases:", base_layers),
+    }
+
+
+def draw_plan(n_models, n_classes, n_trees, n_classes_per_model, n_generations, rng):
+    """Draw trees, classes, settings and parents, and torch's generator."""
+    tree = rng.permutation(np.arange(n_models) % n_trees).astype(np.int64)
     subsets = np.sort(
         [rng.permutation(n_classes)[:n_classes_per_model] for _ in range(n_models)]
     )  # (n_models, n_classes_per_model)
-    learning_rate = np.exp(rng.uniform(*np.log(recipe.learning_rates), n_models))
-    learning_rate = learning_rate.astype(np.float32)
+    learning_rate = np.exp(rng.uniform(*np.log(LEARNING_RATES), n_models))
     schedule = rng.choice(_finetune.SCHEDULES, n_models)
-    n_steps = rng.randint(recipe.n_steps[0], recipe.n_steps[1] + 1, n_models)
-    n_steps = n_steps.astype(np.int64)
+    n_steps = rng.randint(N_STEPS[0], N_STEPS[1] + 1, n_models)
     # torch draws from a generator of its own, never from the global one
     generator = torch.Generator().manual_seed(int(rng.randint(2**31 - 1)))
-    # Drawn last: a jungle of one generation is what it was before there were more.
+    # Drawn last: however many generations there are, the rest is the same.
     parents, generation = plant_generations(tree, n_generations, rng)
-
     units = np.full((n_models, n_classes), -1)
     np.put_along_axis(units, subsets, np.arange(n_classes_per_model)[None], axis=1)
-    units = torch.from_numpy(units)
-    n_in, n_hidden = x_train.shape[1], recipe.n_hidden
-    base_shapes = _finetune.layer_shapes(n_in, n_hidden, n_classes)
-    shapes = _finetune.layer_shapes(n_in, n_hidden, n_classes_per_model)
+    plan = _Plan(
+        tree,
+        torch.from_numpy(units),
+        learning_rate.astype(np.float32),
+        schedule,
+        n_steps.astype(np.int64),
+        parents,
+        generation,
+    )
+    return plan, generator
 
-    n_updates = n_trees * recipe.base_n_steps + int(n_steps.sum())
-    with ProgressBar(verbose, "fine-tuning", n_updates, "step") as bar:
-        common = {
-            "batch_size": recipe.batch_size,
-            "generator": generator,
-            "on_step": bar.update,
-        }
-        bases = _finetune.train(
-            _finetune.draw_parameters(n_trees, base_shapes, generator),
-            base_shapes,
-            x_train,
-            y_train,
-            torch.arange(n_classes).repeat(n_trees, 1),
-            learning_rate=torch.full((n_trees,), recipe.base_learning_rate),
-            schedule=["cosine"] * n_trees,
-            n_steps=torch.full((n_trees,), recipe.base_n_steps),
-            **common,
+
+def train_bases(train, shapes, n_trees, n_classes, generator):
+    """Train a base for each tree on all classes, one row of parameters each."""
+    return train(
+        _finetune.draw_parameters(n_trees, shapes, generator),
+        shapes,
+        units=torch.arange(n_classes).repeat(n_trees, 1),
+        learning_rate=torch.full((n_trees,), _BASE_LEARNING_RATE),
+        schedule=["cosine"] * n_trees,
+        n_steps=torch.full((n_trees,), _BASE_N_STEPS),
+    )
+
+
+def train_generations(train, start, shapes, plan, frozen):
+    """Train all models, parents before their children.
+
+    Models of later generations start from their parent's hidden layers, where those of
+    the first start from `start`, ``(n_models, n_params)``.
+    """
+    models = start.clone()
+    n_hidden_params = _finetune.count_hidden(shapes)
+    for number in range(1, plan.generation.max() + 1):
+        rows = np.flatnonzero(plan.generation == number)
+        if number > 1:
+            hidden = models[plan.parents[rows], :n_hidden_params]
+            models[rows, :n_hidden_params] = hidden
+        models[rows] = train(
+            models[rows],
+            shapes,
+            units=plan.units[rows],
+            learning_rate=torch.from_numpy(plan.learning_rate[rows]),
+            schedule=plan.schedule[rows].tolist(),
+            n_steps=torch.from_numpy(plan.n_steps[rows]),
+            frozen=frozen,
         )
-        hidden = bases[tree]
-        if rank is None:
-            models = _finetune.draw_parameters(
-                n_models, shapes, generator, hidden=hidden
-            )
-            frozen = None
-        else:
-            frozen = _finetune.split_layers(hidden, base_shapes)
-            frozen = {n: v for n, v in frozen.items() if n.startswith("hidden")}
-            shapes = _finetune.adapter_shapes(shapes, rank)
-            models = _finetune.draw_parameters(n_models, shapes, generator)
-        for number in range(1, n_generations + 1):
-            rows = np.flatnonzero(generation == number)
-            start = models[rows]
-            if number > 1:
-                n_kept = _finetune.count_hidden(shapes)
-                start[:, :n_kept] = models[parents[rows], :n_kept]
-            models[rows] = _finetune.train(
-                start,
-                shapes,
-                x_train,
-                y_train,
-                units[rows],
-                learning_rate=torch.from_numpy(learning_rate[rows]),
-                schedule=schedule[rows].tolist(),
-                n_steps=torch.from_numpy(n_steps[rows]),
-                frozen=frozen,
-                **common,
-            )
+    return models
 
-    layers = _finetune.split_layers(models, shapes)
-    base_layers = _finetune.split_layers(bases, base_shapes)
-    dense = layers if frozen is None else _finetune.merge_adapters(layers, frozen)
-    arrays = {
-        "target": (units.numpy() >= 0).astype(np.int64),
-        "accuracy": _accuracy(dense, units, x_test, y_test),
-        "tree": tree.astype(np.int64),
-        "parents": parents,
-        "generation": generation,
-        "settings:learning_rate": learning_rate,
-        "settings:schedule": schedule,
-        "settings:n_steps": n_steps,
+
+def _hidden_layers(params, shapes):
+    return {
+        name: values
+        for name, values in _finetune.split_layers(params, shapes).items()
+        if name.startswith(_finetune.HIDDEN_LAYERS)
     }
-    for name, values in layers.items():
-        arrays[f"layers:{name}"] = np.ascontiguousarray(values.numpy())
-    for name, values in base_layers.items():
-        if name.startswith(_finetune.HIDDEN_LAYERS):
-            arrays[f"bases:{name}"] = np.ascontiguousarray(values.numpy())
-    return arrays
 
 
-def plant_generations(tree, n_generations, rng=None):
+def _as_arrays(prefix, layers):
+    return {
+        f"{prefix}{name}": np.ascontiguousarray(values.numpy())
+        for name, values in layers.items()
+    }
+
+
+def plant_generations(tree, n_generations, rng):
     """Give every model a parent in the generation before its own.
 
     With n models to a tree and g generations, each model but those of the last one
@@ -182,7 +219,7 @@ def draw_images(n_classes, rng):
     n_digits = len(digits.target)
     n_turns = -(-n_classes // 10)
     held_out = np.zeros(n_digits, dtype=bool)
-    held_out[rng.permutation(n_digits)[: int(HELD_OUT * n_digits)]] = True
+    held_out[rng.permutation(n_digits)[: int(_HELD_OUT * n_digits)]] = True
 
     images = np.stack([np.rot90(digits.images, k, axes=(1, 2)) for k in range(n_turns)])
     images = images.reshape(n_turns * n_digits, -1).astype(np.float32)
@@ -204,15 +241,16 @@ def draw_images(n_classes, rng):
 
 
 @torch.no_grad()
-@_finetune.one_thread()
-def _accuracy(layers, units, images, classes):
+def measure_accuracy(layers, units, images, classes):
+    """Share of the images of its own classes that each network names rightly."""
     accuracy = np.empty(len(units))
-    for i, own_units in enumerate(units):
-        own = own_units[classes] >= 0
-        logits = _finetune.predict(
-            {name: values[i : i + 1] for name, values in layers.items()},
-            images[own][None],
-        )  # (1, n_images, n_classes_per_model)
-        right = logits[0].argmax(dim=1) == own_units[classes[own]]
-        accuracy[i] = right.double().mean()
+    with one_thread(images):
+        for i, own_units in enumerate(units):
+            own = own_units[classes] >= 0
+            logits = _finetune.predict(
+                {name: values[i : i + 1] for name, values in layers.items()},
+                images[own][None],
+            )  # (1, n_classes_per_model, n_images)
+            right = logits[0].argmax(dim=0) == own_units[classes[own]]
+            accuracy[i] = right.double().mean()
     return accuracy

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 
 import numpy as np
-from sklearn.utils import Bunch, check_random_state
+from sklearn.utils import Bunch
 
 from .._typing import Dataset
 from ..weights import LowRankWeights, ModelCollection
-from ._cache import load_or_build
-from ._digit_training import Recipe, grow_jungle, plant_generations
+from ._cache import load_or_grow
+from ._digit_training import LEARNING_RATES, N_HIDDEN, N_STEPS, grow_jungle
 from ._synthetic import check_integer
-
-_N_HIDDEN = 64
-_BATCH_SIZE = 32
-
-# A base sees all classes and is trained to convergence, a model of the tree is not:
-# how far it got is part of what its weights tell.
-_BASE_LEARNING_RATE, _BASE_N_STEPS = 2e-3, 2000
-_LEARNING_RATES = (5e-4, 5e-3)
-_N_STEPS = (50, 300)
 
 _DESCR = """\
 Digit jungle
@@ -166,6 +156,53 @@ def make_digit_jungle(
     >>> bool((W == jungle.data).all())
     True
     """
+    sizes = _check_sizes(
+        n_models=n_models,
+        n_classes=n_classes,
+        n_trees=n_trees,
+        n_classes_per_model=n_classes_per_model,
+        n_generations=n_generations,
+        rank=rank,
+    )
+    arrays = load_or_grow(
+        "digit_jungle",
+        sizes,
+        grow_jungle,
+        random_state=random_state,
+        data_home=data_home,
+        cache=cache,
+        verbose=verbose,
+    )
+    jungle = _as_bunch(arrays, sizes)
+    return (jungle.data, jungle.target) if return_X_y else jungle
+
+
+def _as_bunch(arrays, sizes):
+    layers = as_layers(with_prefix(arrays, "layers:"))
+    target_names = np.array([_class_name(c) for c in range(sizes["n_classes"])])
+    settings = with_prefix(arrays, "settings:")
+    return Bunch(
+        data=layers["hidden2.weight"],
+        target=arrays["target"],
+        target_names=target_names,
+        layers=layers,
+        models=ModelCollection.from_layers(
+            layers, metadata=_metadata(arrays, settings, target_names)
+        ),
+        settings=settings,
+        accuracy=arrays["accuracy"],
+        tree=arrays["tree"],
+        parents=arrays["parents"],
+        generation=arrays["generation"],
+        bases=with_prefix(arrays, "bases:"),
+        DESCR=_describe(sizes),
+    )
+
+
+def _check_sizes(
+    n_models, n_classes, n_trees, n_classes_per_model, n_generations, rank
+):
+    """Raise unless there can be such a jungle; all that its cache depends on."""
     check_integer("n_models", n_models, 1)
     check_integer("n_classes", n_classes, 2, 40)
     check_integer("n_trees", n_trees, 1)
@@ -184,74 +221,26 @@ def make_digit_jungle(
             f"{n_generations * n_trees}; got {n_models}."
         )
     if rank is not None:
-        check_integer("rank", rank, 1, _N_HIDDEN)
+        check_integer("rank", rank, 1, N_HIDDEN)
         if n_generations > 1:
             raise ValueError(
                 "rank and n_generations do not go together: adapters descend from "
                 f"the base; got rank={rank} and n_generations={n_generations}."
             )
-    rng = check_random_state(random_state)
-
-    sizes = {
+    return {
         "n_models": int(n_models),
         "n_classes": int(n_classes),
         "n_trees": int(n_trees),
         "n_classes_per_model": int(n_classes_per_model),
+        "n_generations": int(n_generations),
+        "rank": rank and int(rank),
     }
 
-    # Left out of the key at their defaults: jungles of before stay where they are.
-    added = {"n_generations": int(n_generations), "rank": rank and int(rank)}
-    defaults = {"n_generations": 1, "rank": None}
 
-    def build():
-        recipe = Recipe(
-            n_hidden=_N_HIDDEN,
-            batch_size=_BATCH_SIZE,
-            base_learning_rate=_BASE_LEARNING_RATE,
-            base_n_steps=_BASE_N_STEPS,
-            learning_rates=_LEARNING_RATES,
-            n_steps=_N_STEPS,
-        )
-        return grow_jungle(recipe, **sizes, **added, rng=rng, verbose=verbose)
-
-    if cache and isinstance(random_state, numbers.Integral):
-        key = {**sizes, "random_state": int(random_state)}
-        key |= {k: value for k, value in added.items() if value != defaults[k]}
-        arrays = load_or_build("digit_jungle", key, build, data_home)
-    else:
-        arrays = build()
-    if "parents" not in arrays:
-        # Stored before jungles had generations: then all descend from the base.
-        planted = plant_generations(arrays["tree"], 1)
-        arrays = dict(arrays)
-        arrays["parents"], arrays["generation"] = planted
-
-    layers = as_layers(with_prefix(arrays, "layers:"))
-    data, target = layers["hidden2.weight"], arrays["target"]
-    if return_X_y:
-        return data, target
-    target_names = np.array([_class_name(c) for c in range(n_classes)])
-    settings = with_prefix(arrays, "settings:")
-    descr = _DESCR + (_DESCR_GENERATIONS if n_generations > 1 else "")
-    descr += _DESCR_RANK if rank else ""
-    return Bunch(
-        data=data,
-        target=target,
-        target_names=target_names,
-        layers=layers,
-        models=ModelCollection.from_layers(
-            layers, metadata=_metadata(arrays, settings, target_names)
-        ),
-        settings=settings,
-        accuracy=arrays["accuracy"],
-        tree=arrays["tree"],
-        parents=arrays["parents"],
-        generation=arrays["generation"],
-        bases=with_prefix(arrays, "bases:"),
-        DESCR=descr.format(
-            **sizes, **added, n_hidden=_N_HIDDEN, lr=_LEARNING_RATES, steps=_N_STEPS
-        ),
-    )
+def _describe(sizes):
+    descr = _DESCR + (_DESCR_GENERATIONS if sizes["n_generations"] > 1 else "")
+    descr += _DESCR_RANK if sizes["rank"] else ""
+    return descr.format(**sizes, n_hidden=N_HIDDEN, lr=LEARNING_RATES, steps=N_STEPS)
 
 
 def as_layers(arrays):

@@ -67,13 +67,12 @@ def draw_concept(
     *,
     random_state: int | np.random.RandomState | None = None,
 ) -> np.ndarray:
-    """Draw images of a concept of the adapter jungle.
+    """Draw images of a concept of the adapter jungle, for pictures and tests.
 
     Parameters
     ----------
     concept : str
-        The concept's name, as in the jungle's ``concepts``: a count, a size, a texture
-        unless it is plain, a color and a shape.
+        The concept's name, as in the jungle's ``concepts``.
     n_images : int, default=1
         Number of images. They differ in positions, tilts, tints and noise.
     random_state : int, RandomState instance or None, default=None
@@ -88,16 +87,6 @@ def draw_concept(
     ------
     ValueError
         If there is no such concept.
-
-    See Also
-    --------
-    make_adapter_jungle : Adapters trained on such images.
-
-    Examples
-    --------
-    >>> from skprobex.datasets import draw_concept
-    >>> draw_concept("three small striped red stars", 2, random_state=0).shape
-    (2, 24, 24, 3)
     """
     check_integer("n_images", n_images, 1)
     codes_of = {concept_name(codes): codes for codes in all_concepts()}

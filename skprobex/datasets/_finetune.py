@@ -11,12 +11,13 @@ that matrix whatever the number of layers.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch.nn import functional as F
+
+from ..probing.linalg import one_thread
 
 HIDDEN_LAYERS = ("hidden1", "hidden2")
 SCHEDULES = ("constant", "cosine", "linear")
@@ -29,10 +30,10 @@ _WARMUP = 0.3  # share of the steps in which a "warmup" schedule rises
 # both moments of a group, which should therefore fit in the processor's cache.
 _GROUP_SIZE = 48
 
-_thread_lock = threading.Lock()
-
 Shapes = dict[str, tuple[int, ...]]
-Layers = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]  # of networks, by name, each (n_models, *shape)
+Draw = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+Loss = Callable[[Tensors, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def layer_shapes(n_in: int, n_hidden: int, n_out: int) -> Shapes:
@@ -99,7 +100,7 @@ def adapter_shapes(
     return adapters | heads
 
 
-def merge_adapters(layers: Layers, frozen: Layers) -> Layers:
+def merge_adapters(layers: Tensors, frozen: Tensors) -> Tensors:
     """Add each network's adapters to its base's weights."""
     merged = {n: values for n, values in layers.items() if n.startswith("head")}
     for name in HIDDEN_LAYERS:
@@ -110,7 +111,7 @@ def merge_adapters(layers: Layers, frozen: Layers) -> Layers:
     return merged
 
 
-def split_layers(params: torch.Tensor, shapes: Shapes) -> Layers:
+def split_layers(params: torch.Tensor, shapes: Shapes) -> Tensors:
     """View rows of parameters as named layers, each ``(n_models, *shape)``."""
     parts = params.split([math.prod(shape) for shape in shapes.values()], dim=1)
     return {
@@ -119,14 +120,20 @@ def split_layers(params: torch.Tensor, shapes: Shapes) -> Layers:
     }
 
 
-def predict(layers: Layers, x: torch.Tensor) -> torch.Tensor:
-    """Logits ``(n_models, n_images, n_out)`` of `x`, ``(n_models, n_images, n_in)``."""
+def predict(layers: Tensors, x: torch.Tensor) -> torch.Tensor:
+    """Logits ``(n_models, n_out, n_images)`` of `x`, ``(n_models, n_images, n_in)``."""
+    # Images as columns: gradients of weights then come in the weights' own layout.
+    h = x.mT
     for name in HIDDEN_LAYERS:
-        x = _affine(layers, name, x).relu_()
-    return _affine(layers, "head", x)
+        h = _affine(layers, name, h).relu()
+    return _affine(layers, "head", h)
 
 
-def train(
+def _affine(layers, name, h):
+    return torch.baddbmm(layers[f"{name}.bias"][..., None], layers[f"{name}.weight"], h)
+
+
+def train_on_classes(
     params: torch.Tensor,
     shapes: Shapes,
     images: torch.Tensor,
@@ -139,7 +146,7 @@ def train(
     batch_size: int,
     generator: torch.Generator,
     on_step: Callable[[int], object] | None = None,
-    frozen: Layers | None = None,
+    frozen: Tensors | None = None,
 ) -> torch.Tensor:
     """Train every network on its own classes: cross-entropy, Adam, all parameters.
 
@@ -178,9 +185,14 @@ def train(
     def start_group(group):
         batches = _Batches(images, classes, units[group], batch_size, generator)
         if frozen is None:
-            return batches.draw, _backward
+            return batches.draw, cross_entropy
         own = {name: values[group] for name, values in frozen.items()}
-        return batches.draw, _AdapterBackward(own)
+
+        def loss(adapters, x, y):
+            bases = {name: values[: len(x)] for name, values in own.items()}
+            return cross_entropy(merge_adapters(adapters, bases), x, y)
+
+        return batches.draw, loss
 
     return train_groups(
         params,
@@ -193,11 +205,16 @@ def train(
     )
 
 
-@torch.no_grad()
+def cross_entropy(layers: Tensors, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, its mean over each network's batch summed over networks."""
+    return F.cross_entropy(predict(layers, x), y, reduction="sum") / y.shape[1]
+
+
+@torch.enable_grad()
 def train_groups(
     params: torch.Tensor,
     shapes: Shapes,
-    start_group: Callable[[torch.Tensor], tuple[Callable, Callable]],
+    start_group: Callable[[torch.Tensor], tuple[Draw, Loss]],
     *,
     learning_rate: torch.Tensor,
     schedule: Sequence[str],
@@ -209,13 +226,13 @@ def train_groups(
     Parameters
     ----------
     params, shapes, learning_rate, schedule, n_steps, on_step
-        As in `train`. A schedule may also be "warmup": up from zero, then down again
-        as "cosine" does.
+        As in `train_on_classes`. A schedule may also be "warmup": up from zero, then
+        down again as "cosine" does.
     start_group : callable
         Given the positions of a group's networks, returns two functions.
         ``draw(n)`` draws a batch ``(x, y)`` for each of the group's first n networks;
-        ``backward(layers, grads, x, y)`` writes the gradients of their losses into
-        `grads`, named and shaped as `layers`.
+        ``loss(layers, x, y)`` is the sum of their losses, of which each depends on
+        its own network's layers only.
 
     Returns
     -------
@@ -226,7 +243,7 @@ def train_groups(
     # Longest first: groups then hold networks of like length, and the networks still
     # training are always a leading slice of their group.
     order = torch.argsort(n_steps, descending=True, stable=True)
-    with one_thread():
+    with one_thread(params):
         for group in order.split(_GROUP_SIZE):
             rates = _learning_rates(
                 learning_rate[group],
@@ -242,24 +259,6 @@ def train_groups(
                 on_step,
             )
     return trained
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread, and give it back its threads afterwards.
-
-    The operations are so small that two threads gain little, and where cores are busy
-    they wait for each other at the end of each one: thirty times slower in all.
-    """
-    # The setting is the process's: of two calls at once, the second would take the
-    # first one's for the user's.
-    with _thread_lock:
-        n_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(n_threads)
 
 
 class _Batches:
@@ -283,16 +282,17 @@ class _Batches:
         return self.images[rows], self.units[:n].gather(1, self.classes[rows])
 
 
-def _train_group(params, shapes, draw, backward, rates, n_steps, on_step):
-    state = [params, *(torch.zeros_like(params) for _ in range(4))]
+def _train_group(params, shapes, draw, loss, rates, n_steps, on_step):
+    state = [params, *(torch.zeros_like(params) for _ in range(3))]
     n_active = None
     for step in range(int(n_steps[0])):
         still = int((n_steps > step).sum())
         if still != n_active:
             n_active = still
-            p, grad, mean, square, update = (rows[:still] for rows in state)
-            layers, grads = split_layers(p, shapes), split_layers(grad, shapes)
-        backward(layers, grads, *draw(n_active))
+            p, mean, square, update = (rows[:still] for rows in state)
+        leaf = p.detach().requires_grad_()
+        total = loss(split_layers(leaf, shapes), *draw(n_active))
+        (grad,) = torch.autograd.grad(total, leaf)
 
         # Adam. In place throughout: at this size memory traffic is the cost.
         mean.lerp_(grad, 1 - _BETA1)
@@ -305,51 +305,6 @@ def _train_group(params, shapes, draw, backward, rates, n_steps, on_step):
         if on_step is not None:
             on_step(n_active)
     return params
-
-
-def _backward(layers, grads, x, y):
-    """Write the gradient of the mean cross-entropy into `grads`."""
-    h1 = _affine(layers, "hidden1", x).relu_()  # (n_models, batch_size, n_hidden)
-    h2 = _affine(layers, "hidden2", h1).relu_()
-    # d loss / d logits = (softmax - one hot) / batch_size
-    error = _affine(layers, "head", h2).softmax(dim=2)  # (n_models, batch_size, n_out)
-    error.scatter_add_(2, y[:, :, None], torch.full_like(error[:, :, :1], -1.0))
-    error /= x.shape[1]
-    _write_grads(grads, "head", error, h2)
-    error = torch.bmm(error, layers["head.weight"]).mul_(h2 > 0)
-    _write_grads(grads, "hidden2", error, h1)
-    error = torch.bmm(error, layers["hidden2.weight"]).mul_(h1 > 0)
-    _write_grads(grads, "hidden1", error, x)
-
-
-class _AdapterBackward:
-    """Write the gradient with respect to adapters of frozen hidden layers."""
-
-    def __init__(self, frozen):
-        self.frozen = frozen
-        self.dense_grads = {name: torch.empty_like(t) for name, t in frozen.items()}
-
-    def __call__(self, layers, grads, x, y):
-        n = len(x)
-        frozen = {name: values[:n] for name, values in self.frozen.items()}
-        dense_grads = {name: values[:n] for name, values in self.dense_grads.items()}
-        _backward(merge_adapters(layers, frozen), grads | dense_grads, x, y)
-        for name in HIDDEN_LAYERS:
-            weight = f"{name}.weight"
-            up, down = f"{weight}.lora_B", f"{weight}.lora_A"
-            # W = W_0 + B A:  dB = dW A^T,  dA = B^T dW
-            torch.bmm(dense_grads[weight], layers[down].mT, out=grads[up])
-            torch.bmm(layers[up].mT, dense_grads[weight], out=grads[down])
-
-
-def _affine(layers, name, x):
-    bias, weight = layers[f"{name}.bias"], layers[f"{name}.weight"]
-    return torch.baddbmm(bias[:, None, :], x, weight.mT)
-
-
-def _write_grads(grads, name, error, inputs):
-    grads[f"{name}.weight"].copy_(torch.bmm(error.mT, inputs))
-    grads[f"{name}.bias"].copy_(error.sum(dim=1))
 
 
 def _learning_rates(peak, schedule, n_steps):

@@ -6,15 +6,14 @@ import csv
 import io
 import json
 import os
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 import torch
 from sklearn.utils import Bunch
 
+from .._progress import ProgressBar
 from .._typing import Dataset, PathLike
 from ..exceptions import RemoteError
 from ..files import open_models
@@ -133,6 +132,46 @@ def fetch_model_jungle(
     --------
     make_digit_jungle : A jungle made on the spot.
     """
+    splits = _check_splits(subset, split)
+    chosen = _SUBSETS[subset]
+    layer = chosen.layer if layer is None else layer
+    collections = [
+        open_models(
+            _source(subset, name, revision, n_models),
+            revision=revision if chosen.has_table else None,
+            cache_dir=cache_dir,
+            n_jobs=n_jobs,
+            verbose=verbose,
+        )[:n_models]
+        for name in splits
+    ]
+    models = ModelCollection._join(collections)
+    W = models[layer]
+    _fetch(W, verbose)
+    labels = models.labels(chosen.label)
+    is_plain = isinstance(labels, np.ndarray)
+    y, classes = (labels, np.unique(labels)) if is_plain else (labels.y, labels.classes)
+    if return_X_y:
+        return W, y
+    return Bunch(
+        W=W,
+        y=y,
+        classes=classes,
+        split=np.repeat(splits, [len(collection) for collection in collections]),
+        models=models,
+        layer=layer,
+        DESCR=_DESCR.format(
+            subset=subset,
+            n_models=len(models),
+            splits=", ".join(splits),
+            layer=layer,
+            label=chosen.label,
+        ),
+    )
+
+
+def _check_splits(subset, split):
+    """List the splits asked for; raise unless the subset has them."""
     if subset not in _SUBSETS:
         raise ValueError(f"subset={subset!r}: expected one of {list(_SUBSETS)}.")
     chosen = _SUBSETS[subset]
@@ -143,118 +182,70 @@ def fetch_model_jungle(
             f"{subset} has no split {unknown[0]!r}: expected one of "
             f"{list(chosen.splits)}."
         )
-    layer = chosen.layer if layer is None else layer
-    hub = _Hub()
-    collections, split_of = [], []
-    for name in splits:
-        if chosen.has_table:
-            source = hub.table(subset, name, revision)[:n_models]
-        else:
-            source = f"hf://{hub.repository(subset)}@{revision or 'main'}/{name}"
-        models = open_models(
-            source,
-            revision=revision if chosen.has_table else None,
-            cache_dir=cache_dir,
-            n_jobs=n_jobs,
-            verbose=verbose,
-        )[:n_models]
-        collections.append(models)
-        split_of += [name] * len(models)
-    models = ModelCollection._join(collections)
-    W = models[layer]
-    _fetch(W, verbose)
-    y = models.labels(chosen.label)
-    classes = np.unique(y) if isinstance(y, np.ndarray) else y.classes
-    y = y if isinstance(y, np.ndarray) else y.y
-    if return_X_y:
-        return W, y
-    descr = _DESCR.format(
-        subset=subset,
-        n_models=len(models),
-        splits=", ".join(splits),
-        layer=layer,
-        label=chosen.label,
-    )
-    return Bunch(
-        W=W,
-        y=y,
-        classes=classes,
-        split=np.array(split_of),
-        models=models,
-        layer=layer,
-        DESCR=descr,
-    )
+    return splits
 
 
 def _fetch(W, verbose):
     """Read everything once, so that it lies in the cache."""
-    bar = None
-    if verbose:
-        from tqdm import tqdm
-
-        bar = tqdm(total=len(W), desc="Model-J", unit="model", file=sys.stderr)
-    for batch in W.batches(torch.device("cpu")):
-        if bar is not None:
+    with ProgressBar(verbose, "Model-J", len(W), "model") as bar:
+        for batch in W.batches(torch.device("cpu")):
             bar.update(len(batch.B if W.is_low_rank else batch))
-    if bar is not None:
-        bar.close()
 
 
-class _Hub:
-    """The parts of the hub that say which repositories there are."""
+def _source(subset, split, revision, n_models):
+    """Say where the models of a split are, as `open_models` takes it."""
+    from huggingface_hub import HfApi
 
-    def __init__(self):
-        self._client = HttpClient()
-        self.endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        self.endpoint = self.endpoint.rstrip("/")
+    hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    try:
+        if _SUBSETS[subset].has_table:
+            return _list_table(hub, subset, split)[:n_models]
+        return f"hf://{_find_repository(hub, subset)}@{revision or 'main'}/{split}"
+    except (RemoteError, ImportError):
+        raise
+    except Exception as error:  # the hub's client raises those of its transport, too
+        raise RemoteError(
+            f"{hub.endpoint} does not say what there is of Model-J "
+            f"({type(error).__name__}: {str(error)[:200]}). Check the network, your "
+            "access, and that HF_ENDPOINT is a hub."
+        ) from error
 
-    def _json(self, url):
-        try:
-            return json.loads(self._client.get(url)[0])
-        except RecursionError:
-            raise RemoteError(f"{url} answered with something too deep.") from None
-        except ValueError as error:
-            if isinstance(error, RemoteError):
-                raise
-            raise RemoteError(
-                f"{url} did not answer with JSON: check that HF_ENDPOINT is a hub."
-            ) from None
 
-    def repository(self, subset):
-        """Find the repository that holds a whole subset."""
-        url = f"{self.endpoint}/api/models?author={_OWNER}&search={subset}&limit=100"
-        answer = self._json(url)
-        entries = answer if isinstance(answer, list) else []
-        ids = [str(e.get("id", "")) for e in entries if isinstance(e, dict)]
-        ids = sorted((name for name in ids if subset in name), key=len)
-        if not ids:
-            raise RemoteError(
-                f"{_OWNER} has no repository of {subset} on {self.endpoint}."
-            )
-        return ids[0]
+def _find_repository(hub, subset):
+    """Find the repository that holds a whole subset."""
+    found = hub.list_models(author=_OWNER, search=subset, limit=100)
+    ids = sorted((model.id for model in found if subset in model.id), key=len)
+    if not ids:
+        raise RemoteError(f"{_OWNER} has no repository of {subset} on {hub.endpoint}.")
+    return ids[0]
 
-    def table(self, subset, split, revision):
-        """List the repositories of a split, from the data set's tables."""
-        url = f"{self.endpoint}/api/datasets/{_DATA_SET}"
-        described = self._json(url)
-        try:
-            commit = described["sha"]
-            paths = [entry["rfilename"] for entry in described["siblings"]]
-        except (KeyError, TypeError):
-            raise RemoteError(f"{url} did not answer with a data set.") from None
-        words = _ALIASES.get(split, (split,))
-        found = sorted(path for path in paths if _names(path, subset, words))
-        if not found:
-            raise RemoteError(
-                f"{_DATA_SET} has no table of {subset}, {split}, on {self.endpoint}."
-            )
-        ids = []
-        for path in found:
-            base = f"{self.endpoint}/datasets/{_DATA_SET}/resolve/{commit}"
-            ids += _model_ids(path, self._client.get(f"{base}/{quote(path)}")[0])
-        if not ids:
-            raise RemoteError(f"{_DATA_SET}: {found[0]} lists no models.")
-        return ids
+
+def _list_table(hub, subset, split):
+    """List the repositories of a split, from the data set's tables."""
+    from huggingface_hub import get_token, hf_hub_url
+
+    described = hub.dataset_info(_DATA_SET)
+    words = _ALIASES.get(split, (split,))
+    paths = sorted(file.rfilename for file in described.siblings)
+    paths = [path for path in paths if _names(path, subset, words)]
+    if not paths:
+        raise RemoteError(
+            f"{_DATA_SET} has no table of {subset}, {split}, on {hub.endpoint}."
+        )
+    client = HttpClient(token=get_token())
+    ids = []
+    for path in paths:
+        url = hf_hub_url(
+            _DATA_SET,
+            path,
+            repo_type="dataset",
+            revision=described.sha,
+            endpoint=hub.endpoint,
+        )
+        ids += _model_ids(path, client.get(url)[0])
+    if not ids:
+        raise RemoteError(f"{_DATA_SET}: {paths[0]} lists no models.")
+    return ids
 
 
 def _names(path, subset, words):

@@ -9,8 +9,8 @@ import numpy as np
 from sklearn.utils import Bunch, check_random_state
 
 from .._typing import Dataset
+from ..probing.views import MATRIX_VIEWS, VIEWS
 
-_VIEWS = ("xu", "xtu", "xtxu", "xxtu", "log_xtx", "log_xxt", "spectrum")
 _TASKS = ("classification", "multilabel", "regression")
 
 # Sizes in units of the base, whose Frobenius norm is sqrt(d_out).
@@ -142,19 +142,7 @@ def make_model_tree(
             f"{min(shape)}."
         )
 
-    # What is planted on the output side is planted on the input side of the transpose.
-    output_side = view in ("xtu", "xxtu", "log_xxt")
-    d_out, d_in = shape[::-1] if output_side else shape
-    if view in ("xu", "xtu"):
-        delta = _fixed_directions(energy, d_out, d_in, rank, noise, rng)
-    elif view == "spectrum":
-        delta = _spectra(energy, d_out, d_in, rank, noise, rng)
-    else:
-        strong = view.startswith("log_")
-        delta = _input_subspaces(energy, d_out, d_in, rank, noise, strong, rng)
-    if output_side:
-        delta = delta.transpose(0, 2, 1)
-
+    delta = _draw_deltas(energy, shape, view, rank, noise, rng)
     base = rng.standard_normal(shape) / math.sqrt(shape[1])
     data = (base + _DELTA_NORM * math.sqrt(shape[0]) * delta).astype(dtype)
     if return_X_y:
@@ -181,6 +169,21 @@ def _draw_target(n_models, n_classes, signal, task, rng):
         return y, (1 - signal) / 2 + signal * y, names
     y = rng.uniform(-1, 1, n_models)
     return y, (1 + signal * np.stack([y, -y], axis=1)) / 2, np.array(["target"])
+
+
+def _draw_deltas(energy, shape, view, rank, noise, rng):
+    """Deltas ``(n_models, d_out, d_in)`` that say in a view what the energies are."""
+    if view == "spectrum":
+        return _spectra(energy, *shape, rank, noise, rng)
+    # What is planted on the output side is planted on the input side of the transpose.
+    output_side = MATRIX_VIEWS[view].right == "left"
+    d_out, d_in = shape[::-1] if output_side else shape
+    if MATRIX_VIEWS[view].symmetric:
+        strong = MATRIX_VIEWS[view].logarithmic
+        delta = _input_subspaces(energy, d_out, d_in, rank, noise, strong, rng)
+    else:
+        delta = _fixed_directions(energy, d_out, d_in, rank, noise, rng)
+    return delta.transpose(0, 2, 1) if output_side else delta
 
 
 def _fixed_directions(energy, d_out, d_in, rank, noise, rng):
@@ -266,7 +269,7 @@ def _check_arguments(
     for d in shape:
         check_integer("each number in shape", d, 1)
     check_integer("n_classes", n_classes, 2)
-    for name, value, known in (("view", view, _VIEWS), ("task", task, _TASKS)):
+    for name, value, known in (("view", view, tuple(VIEWS)), ("task", task, _TASKS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}; got {value!r}.")
     check_real("signal", signal, 0, 1)

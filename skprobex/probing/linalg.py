@@ -31,14 +31,14 @@ def eigh_descending(matrices):
     eigenvalues : Tensor of shape (..., d)
     eigenvectors : Tensor of shape (..., d, d)
     """
-    with _one_thread(matrices):
+    with one_thread(matrices):
         eigenvalues, vectors = torch.linalg.eigh(matrices)
     return eigenvalues.flip(-1), vectors.flip(-1)
 
 
 def qr(matrices):
     """Thin QR decomposition of matrices ``(..., d, k)``."""
-    with _one_thread(matrices):
+    with one_thread(matrices):
         return torch.linalg.qr(matrices)
 
 
@@ -104,7 +104,19 @@ def fix_signs(vectors):
     return vectors * vectors.gather(1, largest).sign()
 
 
-def _one_thread(tensor):
+def one_thread(tensor):
+    """Compute on one thread while the context lasts; other threads keep theirs.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        What is computed with: where it is on a GPU, nothing changes.
+
+    Notes
+    -----
+    MKL follows as long as nobody has called `torch.set_num_threads`: that tells MKL a
+    number of its own, which only the same call takes back, for the whole process.
+    """
     if tensor.device.type != "cpu" or torch.get_num_threads() == 1:
         return nullcontext()
     return _controller().limit(limits=1, user_api="openmp")
