@@ -19,33 +19,11 @@ from sklearn.linear_model import Ridge
 
 from skprobex import ProbeXEmbedder
 from skprobex.datasets import make_adapter_jungle
+from skprobex.solvers import mvprobe, probex
 from skprobex.targets._texts import encode_texts
 
 ENCODER = str(get_model_path())
 LAYER = "block3.down.weight"
-# As released: 128 probes, 128 projections, 512 components.
-PUBLISHED = {
-    "solver": "adam",
-    "center": None,
-    "normalize": False,
-    "n_probes": 128,
-    "projection_dim": 128,
-    "n_components": 512,
-    "batch_size": 128,
-    "tol": 0.0,
-}
-PROBEX = {
-    **PUBLISHED,
-    "views": ("xu",),
-    "standardize": False,
-    "learning_rate_init": 1e-3,
-}
-MVPROBE = {
-    **PUBLISHED,
-    "views": ("xu", "xtu", "xxtu", "xtxu"),
-    "standardize": True,
-    "learning_rate_init": 3e-4,
-}
 
 
 class DenseRidge:
@@ -93,19 +71,15 @@ def methods(args):
     yield f"ProbeXEmbedder(), {LAYER}", embedder(), LAYER
     yield "ridge on the dense delta, best layer", DenseRidge(), "best"
     networks = (
-        ("ProbeX", PROBEX, args.epochs, "as published"),
-        ("ProbeX", PROBEX, args.learnt_epochs, "learnt temperature"),
-        ("MVProbe", MVPROBE, args.mv_epochs, "as published"),
-        ("MVProbe", MVPROBE, args.mv_epochs, "learnt temperature"),
+        ("ProbeX", probex, args.epochs, False),
+        ("ProbeX", probex, args.learnt_epochs, True),
+        ("MVProbe", mvprobe, args.mv_epochs, False),
+        ("MVProbe", mvprobe, args.mv_epochs, True),
     )
-    for name, settings, epochs, temperature in networks:
-        network = embedder(
-            **settings,
-            max_iter=epochs,
-            n_iter_no_change=epochs,
-            learn_temperature=temperature != "as published",
-        )
-        yield f"{name}, {epochs} epochs, {temperature}", network, LAYER
+    for name, published, epochs, is_learnt in networks:
+        settings = published(max_iter=epochs, learn_temperature=is_learnt)
+        temperature = "learnt temperature" if is_learnt else "as published"
+        yield f"{name}, {epochs} epochs, {temperature}", embedder(**settings), LAYER
 
 
 def evaluate(estimator, models, layer, split):
