@@ -258,7 +258,10 @@ def model_positions(key: Any, n_models: int, name: str) -> int | np.ndarray:
             )
         key = key if key.dtype == bool else key.astype(np.intp)
     positions = np.arange(n_models)[key]
-    return int(positions) if positions.ndim == 0 else positions
+    if positions.ndim == 0:
+        return int(positions)
+    # In one piece of memory, as torch takes no negative strides.
+    return np.ascontiguousarray(positions)
 
 
 def compute_dtype(dtype: Any) -> torch.dtype:

@@ -123,7 +123,7 @@ class LayerWeights(Weights):
         """Largest rank of low-rank layers; None of others."""
         if not self.is_low_rank:
             return None
-        return max(handle.spec.rank for handle in self._handles)
+        return max((handle.spec.rank for handle in self._handles), default=0)
 
     @property
     def nbytes(self) -> int:
