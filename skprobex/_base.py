@@ -18,10 +18,9 @@ from ._warnings import warn
 from .probing.device import as_array, make_generator, resolve_device, to_tensors
 from .probing.ridge.expert import Problem
 from .probing.views import VIEWS
-from .saving._save_load import Saveable
+from .saving import Saveable
 from .solvers import Adam, Ridge
-from .weights import WeightsLike
-from .weights._validation import ONLY, check_weight_shape
+from .weights import ONLY, WeightsLike, check_weight_shape
 
 DEFAULT_ALPHAS = tuple(np.logspace(-4, 3, 15).tolist())
 DEFAULT_N_PROBES = 64

@@ -4,7 +4,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._warnings import listed, warn
 from .exceptions import MissingLayerError
-from .weights._validation import (
+from .weights import (
     ONLY,
     as_layers,
     check_same_shape,

@@ -21,7 +21,7 @@ from ._reading import ReadsWeights
 from ._registry import saved
 from ._typing import Numbers, Self
 from .probing.batches import as_dense
-from .saving._save_load import Saveable
+from .saving import Saveable
 
 __all__ = [
     "FlatDeltas",

@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._typing import Self
 from ..probing.ridge.expert import ClosedFormExpert
-from ..weights._validation import ONLY
+from ..weights import ONLY
 from ._display import Display
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from ..probing.device import make_generator, resolve_device
 from ..probing.ridge.choice import Block, fit_blocks
 from ..probing.ridge.probes import fit_features, list_candidates
 from ..targets._labels import check_numbers, encode_task, number_task, standardize
-from ..weights import LayerWeights
-from ..weights._validation import as_weights, naming_layer
+from ..weights import LayerWeights, as_weights, naming_layer
 
 # A lazy layer of at most so many bytes is read once for all folds; of a larger one,
 # each fold reads what it needs.

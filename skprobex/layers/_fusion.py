@@ -16,9 +16,9 @@ from ..probing.device import resolve_device, to_arrays
 from ..probing.ridge.expert import fit_ridge
 from ..solvers._ridge import closed_form_attributes
 from ..targets._labels import encode_task
-from ..weights import WeightsLike
-from ..weights._validation import (
+from ..weights import (
     Layers,
+    WeightsLike,
     holds_several,
     layer_names,
     take_layers,

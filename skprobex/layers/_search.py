@@ -26,9 +26,9 @@ from .._registry import saved
 from .._sklearn import HasMethods, Interval, StrOptions, _fit_context, available_if
 from .._typing import Scoring, Self
 from ..exceptions import MissingLayerError
-from ..saving._save_load import Saveable
+from ..saving import Saveable
 from ..targets._labels import check_is_array
-from ..weights._validation import (
+from ..weights import (
     Layers,
     WeightsLike,
     holds_several,

@@ -14,11 +14,10 @@ from .._registry import saved
 from .._sklearn import HasMethods, Interval
 from .._typing import PathLike, Self
 from .._warnings import listed
-from ..saving._save_load import Saveable
-from ..weights import LayerWeights, ModelCollection, WeightsLike
+from ..saving import Saveable
+from ..weights import LayerWeights, ModelCollection, WeightsLike, take_models
 from ..weights._collection import as_condition
 from ..weights._metadata import check_key
-from ..weights._select import take_models
 from ._checks import (
     as_rows,
     as_weights,

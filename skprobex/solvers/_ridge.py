@@ -6,7 +6,7 @@ from sklearn.base import BaseEstimator
 from .._registry import saved
 from ..probing.device import to_arrays
 from ..probing.ridge.expert import fit_ridge
-from ..weights._validation import ONLY
+from ..weights import ONLY
 
 
 @saved

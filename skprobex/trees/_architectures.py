@@ -15,10 +15,8 @@ from scipy.sparse import issparse
 from .._registry import saved
 from .._warnings import listed
 from ..exceptions import MissingLayerError
-from ..weights import ModelCollection, Weights
+from ..weights import DenseWeights, ModelCollection, Weights, check_numeric
 from ..weights._collection import base_model
-from ..weights._contract import check_numeric
-from ..weights._dense import DenseWeights
 
 
 @saved

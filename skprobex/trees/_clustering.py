@@ -17,7 +17,7 @@ from .._sklearn import Interval, StrOptions, _fit_context
 from .._typing import Device, RandomState, Self
 from .._warnings import listed, warn
 from ..probing.device import resolve_device
-from ..saving._save_load import Saveable
+from ..saving import Saveable
 from ..weights import WeightsLike
 from ._architectures import split_forms
 from ._linkage import cut_at, cut_into, join

@@ -24,11 +24,15 @@ from .._sklearn import HasMethods, Interval, _fit_context, available_if
 from .._typing import Self
 from .._warnings import listed
 from ..exceptions import MissingLayerError
-from ..saving._save_load import Saveable
+from ..saving import Saveable
 from ..targets._labels import check_labels
-from ..weights import ModelCollection, WeightsLike
-from ..weights._select import take_models
-from ..weights._validation import holds_several, layer_names
+from ..weights import (
+    ModelCollection,
+    WeightsLike,
+    holds_several,
+    layer_names,
+    take_models,
+)
 from ._answers import (
     ask_expert,
     centered,

@@ -16,8 +16,7 @@ from sklearn.utils import check_random_state
 from .._typing import Device, Numbers, RandomState
 from ..probing.batches import as_dense
 from ..probing.device import as_array, resolve_device
-from ..weights import ModelCollection, WeightsLike
-from ..weights._validation import as_weights
+from ..weights import ModelCollection, WeightsLike, as_weights
 from ._architectures import split_forms
 from ._clustering import ModelTreeClustering
 from ._distances import Sketcher, squared_distances

@@ -257,10 +257,9 @@ def train(network, data, task, schedule, generator, validation=None, progress=No
     except KeyboardInterrupt:
         history.interrupted = True
     except torch.cuda.OutOfMemoryError as error:
-        raise torch.cuda.OutOfMemoryError(
-            f"{error} Lower batch_size ({schedule.batch_size}), n_probes or "
-            "projection_dim, or use device='cpu'."
-        ) from error
+        advice = f"Lower batch_size ({schedule.batch_size}), n_probes or projection_dim"
+        message = f"{error} {advice}, or use device='cpu'."
+        raise torch.cuda.OutOfMemoryError(message) from error
     if best_state is not None:
         network.load_state_dict(best_state)
     return history
