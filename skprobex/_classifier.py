@@ -82,6 +82,8 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
     weight_shape_ : tuple of (int, int)
         The layer's shape, ``(d_out, d_in)``; by name where W holds several, as are the
         attributes from `center_` to `probes_`.
+    layer_ : str
+        The layer's name; only where W is one layer that says it.
     n_features_in_ : int
         d_out.
     feature_names_in_ : ndarray of shape (d_out,)

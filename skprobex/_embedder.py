@@ -100,6 +100,8 @@ default="sentence-transformers/all-MiniLM-L6-v2"
     weight_shape_ : tuple of (int, int)
         The layer's shape, ``(d_out, d_in)``; by name where W holds several, as are the
         attributes from `center_` to `probes_`.
+    layer_ : str
+        The layer's name; only where W is one layer that says it.
     n_features_in_ : int
         d_out; only where W is one layer.
     feature_names_in_ : ndarray of shape (d_out,)

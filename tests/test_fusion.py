@@ -294,3 +294,18 @@ def test_one_layer_is_not_several(layers):
         several.predict(other)
     # Fitted again on one layer, it forgets the several.
     assert not hasattr(several.fit(W["first.weight"], y), "layers_")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_layer_is_one_layer_however_it_is_given(seed):
+    """The same search: the same bits, from an array as from a dict of it."""
+    W, y = make_model_tree(
+        60, (10, 8), view="xxtu", signal=0.4, random_state=seed, return_X_y=True
+    )
+    alone = ProbeXClassifier(random_state=0).fit(W, y)
+    named = ProbeXClassifier(random_state=0).fit({"only": W}, y)
+    assert named.views_ == {"only": alone.views_}
+    assert named.view_scores_ == {"only": alone.view_scores_}
+    np.testing.assert_array_equal(
+        named.decision_function({"only": W}), alone.decision_function(W)
+    )
