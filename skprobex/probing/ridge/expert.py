@@ -246,7 +246,9 @@ def fit_ridge(problem, progress):
             "weights that training changed?"
         )
     path, alpha, text_side = task.tune(path, penalty, alphas)
-    fitted = solve(path, alpha, problem.n_components, problem.dtype, reduction)
+    # An embedding is what is predicted, not what predicts it.
+    n_components = None if text_side is not None else problem.n_components
+    fitted = solve(path, alpha, n_components, problem.dtype, reduction)
     home = problem.device, problem.dtype
     return ClosedFormExpert(
         layers,
