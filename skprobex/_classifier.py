@@ -318,6 +318,22 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         decisions = self.decision_function(W)
         return self._coding.probabilities(decisions)
 
+    def predict_log_proba(self, W: WeightsLike) -> np.ndarray:
+        """Predict logarithms of probabilities.
+
+        Parameters
+        ----------
+        W : array-like of shape (n_models, d_out, d_in)
+            The same layer of each model as in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_models, n_classes) or (n_models, n_labels)
+            Of what `predict_proba` predicts; finite, however sure it is.
+        """
+        decisions = self.decision_function(W)
+        return self._coding.log_probabilities(decisions)
+
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True

@@ -91,6 +91,8 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         encoder's output with ``solver="adam"``.
     intercept_ : ndarray of shape (n_targets,)
         Offsets of the head.
+    target_mean_, target_scale_ : ndarray of shape (n_targets,)
+        Mean and standard deviation of each target; the solver predicts what is left.
     layers_ : list of str
         The layers in use; only where W holds several.
     layer_scores_ : dict of str to float
@@ -201,11 +203,15 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         solver = self._solver()
         before = self._expert_before(solver)
         if before is not None:
-            before = before.scaled(1 / std, -mean / std)
+            shift = self.target_mean_ - mean
+            before = before.scaled(self.target_scale_ / std, shift / std)
         problem = self._pose(layers, partial(number_task, targets))
         expert = solver._solve(problem, self._progress, before=before)
-        expert = expert.scaled(std, mean)
-        self._publish(expert, **solver._attributes(expert))
+        attributes = solver._attributes(expert) | {
+            "coef_": expert.coef * std[:, None],
+            "intercept_": expert.intercept * std + mean,
+        }
+        self._publish(expert, target_mean_=mean, target_scale_=std, **attributes)
         self._has_one_target = y.ndim == 1
         return self
 
@@ -222,7 +228,9 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         ndarray of shape (n_models,) or (n_models, n_targets)
             In the units of y.
         """
-        outputs = self._run_expert(W, "predict")
+        # In float64: a large mean would swallow what differs in float32.
+        outputs = self._run_expert(W, "predict") * self.target_scale_
+        outputs += self.target_mean_
         return outputs[:, 0] if self._has_one_target else outputs
 
     def __sklearn_tags__(self) -> Tags:

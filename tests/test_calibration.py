@@ -242,3 +242,21 @@ def test_probabilities_are_honest_on_unseen_models():
         for b in range(4)
     ]
     assert max(gaps) < 0.06
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+def test_logarithms_of_probabilities(task):
+    settings = {"n_classes": 2} if task == "binary" else {}
+    settings |= {"task": "multilabel"} if task == "multilabel" else {}
+    W, y = make_model_tree(
+        60, (10, 8), view="xtxu", random_state=0, return_X_y=True, **settings
+    )
+    model = ProbeXClassifier().fit(W, y)
+    found = model.predict_log_proba(W)
+    np.testing.assert_allclose(np.exp(found), model.predict_proba(W), atol=1e-6)
+    # Where a probability is no number above zero, its logarithm is one.
+    decisions = np.full((3, 1 if task == "binary" else 3), -1e3)
+    decisions[:, 0] = 1e3
+    coding = model._coding
+    log = coding.log_probabilities(coding.squeeze(decisions))
+    assert np.isfinite(log).all() and log.min() < -900

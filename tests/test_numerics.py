@@ -208,3 +208,12 @@ def test_both_ends_of_the_penalties(expert, alpha, dtype):
 def test_no_penalty_interpolates():
     fitted = ProbeXRegressor(views=("xu",), alphas=[1e-12]).fit(W, r)
     np.testing.assert_allclose(fitted.predict(W), r, rtol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6, 1e9])
+def test_large_targets_are_predicted_to_the_digits_that_differ(offset):
+    target = r.astype(float)
+    expected = ProbeXRegressor().fit(W.astype("f4"), target).predict(W)
+    model = ProbeXRegressor().fit(W.astype("f4"), target + offset)
+    np.testing.assert_allclose(model.predict(W) - offset, expected, rtol=0, atol=1e-5)
+    assert model.intercept_.dtype == np.float64

@@ -7,7 +7,7 @@ from numbers import Number
 import numpy as np
 import torch
 from scipy.sparse import issparse
-from scipy.special import expit, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
@@ -43,6 +43,10 @@ class Coding(ABC):
     @abstractmethod
     def decide(self, decisions):
         """Labels that decision values stand for."""
+
+    @abstractmethod
+    def log_probabilities(self, decisions):
+        """Logarithms of probabilities of log-odds, a column for each class or label."""
 
     @abstractmethod
     def probabilities(self, decisions):
@@ -86,6 +90,9 @@ class TwoClasses(Coding):
     def decide(self, decisions):
         return self.classes[(decisions > 0).astype(np.int64)]
 
+    def log_probabilities(self, decisions):
+        return np.column_stack([log_expit(-decisions), log_expit(decisions)])
+
     def probabilities(self, decisions):
         return np.column_stack([expit(-decisions), expit(decisions)])
 
@@ -101,6 +108,9 @@ class ManyClasses(Coding):
 
     def decide(self, decisions):
         return self.classes[decisions.argmax(axis=1)]
+
+    def log_probabilities(self, decisions):
+        return log_softmax(decisions, axis=1)
 
     def probabilities(self, decisions):
         return softmax(decisions, axis=1)
@@ -121,6 +131,9 @@ class LabelSets(Coding):
 
     def decide(self, decisions):
         return (decisions > 0).astype(np.int64)
+
+    def log_probabilities(self, decisions):
+        return log_expit(decisions)
 
     def probabilities(self, decisions):
         return expit(decisions)
