@@ -11,7 +11,7 @@ from scipy.sparse import issparse
 from .._registry import saved
 from ..exceptions import MissingLayerError
 from ..weights import DenseWeights, ModelCollection, validate_weights
-from ..weights._collection import base_model
+from ..weights._bases import base_model, canonical_bases
 from ..weights._dense import check_numeric
 
 
@@ -133,7 +133,10 @@ def _split_list(W, forms):
 
 def _split_collection(models, layer, forms):
     found = {}
-    bases = [base_model(entry) for entry in models.metadata]
+    bases = canonical_bases(
+        [base_model(entry) for entry in models.metadata],
+        [form.base for form in forms or ()],
+    )
     groups = models.groups
     for group in range(groups.max() + 1):
         positions = np.flatnonzero(groups == group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -12,9 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 
+from .._natural import natural
 from .._typing import Numbers, Selection, Self
 from .._warnings import warn
 from ..exceptions import MissingLayerError
+from ._bases import base_model, canonical_bases
 from ._metadata import check_key, encode_labels
 from ._stores import InFiles, InMemory, LayerInfo
 
@@ -85,6 +86,7 @@ class ModelCollection:
         self._layers: dict[str, LayerInfo] | None = None
         # Layers whose dropped models have been told of.
         self._said: set[str] = set()
+        self.skipped_: dict[str, str] = {}
 
     @classmethod
     def from_layers(
@@ -161,7 +163,7 @@ class ModelCollection:
     def layers(self) -> dict[str, LayerInfo]:
         if self._layers is None:
             found = self._store.layers()
-            self._layers = {name: found[name] for name in sorted(found, key=_natural)}
+            self._layers = {name: found[name] for name in sorted(found, key=natural)}
         return self._layers
 
     @property
@@ -170,7 +172,7 @@ class ModelCollection:
 
     @property
     def groups(self) -> np.ndarray:
-        bases = [base_model(entry) for entry in self.metadata]
+        bases = canonical_bases([base_model(entry) for entry in self.metadata])
         keys = list(zip(self._store.architectures(), bases, strict=True))
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         counts = Counter(keys)
@@ -397,21 +399,6 @@ def check_is_layer(name, W):
             f"Layer {name!r} is of type {type(W).__name__}: expected weights of shape "
             "(n_models, d_out, d_in), dense or low-rank."
         )
-
-
-def base_model(metadata):
-    """Return the base that a model declares, or None."""
-    for key in ("base_model", "base_model_name_or_path", "ss_sd_model_name"):
-        value = metadata.get(key)
-        if isinstance(value, str) and value:
-            return value
-    return None
-
-
-def _natural(name):
-    """Sort layer 2 before layer 10."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts]
 
 
 def as_condition(wanted):
