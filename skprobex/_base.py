@@ -28,6 +28,7 @@ from .probing.ridge.expert import fit_closed_form
 from .probing.spectral import draw_sketch
 from .probing.views import VIEWS
 from .saving._save_load import Saveable
+from .targets._alignment import align_targets
 from .weights import SeveralLayers, WeightsLike, check_weight_shape, validate_layers
 
 DEFAULT_ALPHAS = tuple(np.logspace(-4, 3, 15).tolist())
@@ -37,11 +38,16 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def all_or_nothing(fit: _Method) -> _Method:
-    """Make a failed fit leave the estimator as it was."""
+    """Make a failed fit leave the estimator as it was, and y be of the models of W."""
 
     @wraps(fit)
     def wrapper(self, *args, **kwargs):
         before = vars(self).copy()
+        W = args[0] if args else kwargs.get("W")
+        if "y" in kwargs:
+            kwargs["y"] = align_targets(kwargs["y"], W)
+        elif len(args) > 1:
+            args = (W, align_targets(args[1], W), *args[2:])
         try:
             return fit(self, *args, **kwargs)
         except BaseException:

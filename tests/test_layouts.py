@@ -50,7 +50,7 @@ def test_a_folder_per_model_at_any_depth(tmp_path):
     model(tmp_path / "deep" / "er" / "adapter_model.safetensors", 3.0)
     model(tmp_path / "deep" / "er" / "Copy of adapter_model.safetensors", 3.0)
     model(tmp_path / "y" / "diffusion_pytorch_model.fp16.safetensors", 4.0)
-    models = open_models(tmp_path)
+    models = open_models(tmp_path, checkpoints="all")
     assert models.names == [
         "deep/er",
         "deep/er/Copy of adapter_model",
@@ -59,7 +59,8 @@ def test_a_folder_per_model_at_any_depth(tmp_path):
         "y",
     ]
     assert np.asarray(models["a.weight"])[:, 0, 0].tolist() == [3, 3, 1, 2, 4]
-    assert open_models(tmp_path / "x").names == ["x", "checkpoint-10"][::-1]
+    models = open_models(tmp_path / "x", checkpoints="all")
+    assert models.names == ["checkpoint-10", "x"]
 
 
 def test_shards_with_and_without_index(tmp_path):
@@ -250,7 +251,8 @@ def test_globs_and_lists(tmp_path):
 
 def test_names_are_unique_whatever_the_files_are_called():
     files = ["a.safetensors", "a/model.safetensors", "model.safetensors"]
-    names = [m.name for m in group_files(files, "a", str)]
+    models, _ = group_files(files, "a", str)
+    names = [model.name for model in models]
     assert len(set(names)) == 3
 
 

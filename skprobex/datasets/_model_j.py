@@ -160,7 +160,7 @@ def fetch_model_jungle(
         )[:n_models]
         collections.append(models)
         split_of += [name] * len(models)
-    models = ModelCollection._join(collections)
+    models = ModelCollection.concat(collections)
     W = models[layer]
     _fetch(W, verbose)
     y = models.labels(chosen.label)

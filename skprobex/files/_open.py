@@ -139,17 +139,22 @@ def open_models(
     left_out = [*found.left_out, *(LeftOut(*entry) for entry in strangers.items())]
     if on_error == "warn":
         _warn_of(errors, left_out, len(models) + len(errors), locator)
-    if n_dora:
-        warn(
-            f"{n_dora} models hold DoRA adapters: their true delta needs the base's "
-            "weights. The product B @ A is used, which is its direction only.",
-        )
+    warn_of_dora(n_dora)
     rename_bases([model.metadata for model in models], bases or {})
     collection = ModelCollection._from_models(models, on_missing=on_missing)
     collection.skipped_ = {entry.path: str(entry.reason) for entry in left_out} | {
         name: str(error) for name, error in errors.items()
     }
     return collection
+
+
+def warn_of_dora(n_models):
+    """Say that a product of factors is not all that these adapters change."""
+    if n_models:
+        warn(
+            f"{n_models} models hold DoRA adapters: their true delta needs the base's "
+            "weights. The product B @ A is used, which is its direction only.",
+        )
 
 
 def _open_all(files, locator, n_jobs, verbose):
