@@ -558,7 +558,8 @@ def _entries(metadata, names, before=None):
     if metadata is None:
         return [{} for _ in names]
     rows = None
-    if isinstance(metadata, (str, os.PathLike)):
+    is_path = isinstance(metadata, str) and metadata.endswith(".csv")
+    if is_path or isinstance(metadata, os.PathLike):
         rows = csv_rows(metadata, names)
     elif is_frame(metadata):
         rows = frame_rows(
