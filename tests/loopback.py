@@ -3,8 +3,8 @@
 import hashlib
 import json
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from time import sleep
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "a" * 40
@@ -16,7 +16,8 @@ class Loopback:
     `faults` are met one per request of a file: an int is a status; ("drop", n)
     closes the connection after n bytes of the body; ("drip", s) sends a byte every s
     seconds. `headers` replace those of the answers (None leaves one out), `redirects`
-    lead from paths elsewhere, and `cards` are what model cards of repositories say.
+    lead from paths elsewhere, `statuses` are those of paths, `delay` is how long each
+    answer takes, and `cards` are what model cards of repositories say.
     """
 
     def __init__(self):
@@ -27,6 +28,8 @@ class Loopback:
         self.headers = {}
         self.redirects = {}
         self.cards = {}
+        self.statuses = {}
+        self.delay = 0.0
         self.ranges = True
         self.n_bytes = 0
         self.requests = []
@@ -91,11 +94,17 @@ class Loopback:
 
             def do_GET(self):
                 path = unquote(urlsplit(self.path).path)
+                if path == "/api/agent-harnesses":  # the hub's client's own business
+                    return self._send(404, b"", {})
                 with loopback.lock:
                     loopback.requests.append((path, self.headers.get("Range")))
                     loopback.authorizations.append(self.headers.get("Authorization"))
                 if path in loopback.answers:
                     return self._send(200, loopback.answers[path], {})
+                if loopback.delay:
+                    sleep(loopback.delay)
+                if path in loopback.statuses:
+                    return self._send(loopback.statuses[path], b"", {})
                 if path in loopback.redirects:
                     target = loopback.redirects[path]
                     return self._send(307, b"", {"Location": target})
@@ -157,6 +166,6 @@ class Loopback:
                         return
                     with loopback.lock:
                         loopback.n_bytes += 1
-                    time.sleep(seconds)
+                    sleep(seconds)
 
         return Handler

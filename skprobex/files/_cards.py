@@ -9,6 +9,7 @@ _KEYS = ("license", "base_model", "datasets", "tags")
 _MAX_BYTES = 64 * 1024
 # Lists of tags are shorter.
 _MAX_FIELD_CHARS = 4096
+_MAX_BRACKETS = 50
 _FRONT = re.compile(r"\s{0,100}---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", re.DOTALL)
 
 
@@ -37,6 +38,8 @@ def parse_card(text):
         return {}
     fields = {}
     for key, field in _fields(match[1]).items():
+        if field.count("[") + field.count("{") > _MAX_BRACKETS:
+            continue  # no list of words, and slow to parse
         try:
             # In Python, not in C: a card nested too deep is an error and no crash.
             fields.update(yaml.load(field, yaml.SafeLoader))

@@ -183,7 +183,7 @@ class _Grouping:
                 groups = self._split(folder, self._groups(folder))
                 own = [(name, (part,)) for name, part in groups]
             models += [(name, parts, folder) for name, parts in own]
-            if any(name == folder for name, _ in own):
+            if not parts and any(name == folder for name, _ in own):
                 done.update(self._set_aside(folder))
             self._list_unread(folder, bool(own))
         return models

@@ -136,8 +136,9 @@ def open_models(
     models = _resolve_names(models, errors)
     if not models:
         raise next(iter({**errors, **strangers}.values()))
-    left_out = [*found.left_out, *(LeftOut(*entry) for entry in strangers.items())]
-    if on_error == "warn":
+    left_out = list(found.left_out)
+    left_out += [LeftOut(name, error.reason) for name, error in strangers.items()]
+    if on_error != "ignore":
         _warn_of(errors, left_out, len(models) + len(errors), locator)
     warn_of_dora(n_dora)
     rename_bases([model.metadata for model in models], bases or {})
@@ -180,6 +181,10 @@ def _progress(opened, total, verbose):
 
 class _NoModelError(UnsupportedFormatError):
     """A safetensors file that holds something else than a model."""
+
+    def __init__(self, source, reason):
+        super().__init__(f"{source} is {reason}.")
+        self.reason = reason
 
 
 def _warn_of(errors, left_out, total, locator):
@@ -253,8 +258,9 @@ def _read_model(files, locator, interned):
         metadata.update(part.metadata)
     if metadata.get("format") == "skprobex":
         raise _NoModelError(
-            f"{sources[0]} is a saved {metadata.get('class', 'estimator')[:40]} of "
-            "skprobex, no model: skprobex.load reads it."
+            sources[0],
+            f"a saved {metadata.get('class', 'estimator')[:40]} of skprobex, no model: "
+            "skprobex.load reads it",
         )
     # Equal headers are one object, kept as long as their id is in use here.
     key = tuple(part.key for part in opened)
