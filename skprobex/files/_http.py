@@ -225,8 +225,18 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             request.add_unredirected_header("Authorization", token)
         return request
 
-    # Python 3.10 does not know this one.
-    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
+    def http_error_302(self, req, fp, code, msg, headers):
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except urllib.error.HTTPError:  # holds the connection itself
+            raise
+        except BaseException:
+            fp.close()
+            raise
+
+    # Python 3.10 does not know the last.
+    http_error_301 = http_error_303 = http_error_302
+    http_error_307 = http_error_308 = http_error_302
 
 
 def check_redirect(url, target):

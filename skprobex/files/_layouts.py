@@ -43,14 +43,14 @@ _MODULE = re.compile(r"[0-9]{1,3}_\w{1,60}")
 class Part(NamedTuple):
     """Files whose tensors are of one model: one, its shards, or a component's.
 
-    `files` are locations; `prefix` goes before the names of the tensors; `index` is
-    the location of a shard index, and `config` that of an adapter's configuration.
+    `files` are locations; `prefix` goes before the names of the tensors; `shard_index`
+    is the location of a shard index, and `config` that of an adapter's configuration.
     Without `files`, an index names files beside it.
     """
 
     files: tuple[str, ...]
     prefix: str = ""
-    index: str | None = None
+    shard_index: str | None = None
     config: str | None = None
 
 
@@ -131,7 +131,7 @@ class _Group(NamedTuple):
     """Files of one name in a folder: a file, shards, or an index with its shards."""
 
     files: tuple[str, ...]
-    index: str | None = None
+    shard_index: str | None = None
 
 
 class _Grouping:
@@ -264,7 +264,7 @@ class _Grouping:
             if match:
                 stem = match["stem"] + (match["variant"] or "")
             group = groups.get(stem, _Group(()))
-            if match and group.index:
+            if match and group.shard_index:
                 reason = "a shard that the index beside it does not name"
                 if group.files:
                     self.left_out.append(LeftOut(path, reason))
@@ -306,7 +306,7 @@ class _Grouping:
         return groups
 
     def _leave(self, group, reason, is_twin=False):
-        path = group.index or group.files[0]
+        path = group.shard_index or group.files[0]
         self.left_out.append(LeftOut(path, reason, is_twin))
 
     @staticmethod
@@ -316,7 +316,7 @@ class _Grouping:
         if main is None:
             matches = [_CANONICAL_STEM.fullmatch(stem) for stem in sorted(groups)]
             precise = [m[0] for m in matches if m and m["variant"] in _PRECISIONS]
-            indexed = [stem for stem, group in groups.items() if group.index]
+            indexed = [stem for stem, group in groups.items() if group.shard_index]
             main = (precise or (indexed if len(indexed) == 1 else []) or [None])[0]
         return main
 
@@ -341,7 +341,7 @@ class _Grouping:
                 for path in sorted(group.files, key=natural)
             ),
             prefix,
-            self._location(group.index) if group.index else None,
+            self._location(group.shard_index) if group.shard_index else None,
             self._location(config) if config in self._found else None,
         )
 

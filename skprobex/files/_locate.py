@@ -314,10 +314,10 @@ class Locator:
         files = set()
         for part in model.parts:
             files.update(file for file in part.files if file)
-            if part.index and not part.files:
-                folder = os.path.dirname(part.index)
+            if part.shard_index and not part.files:
+                folder = os.path.dirname(part.shard_index)
                 try:
-                    shards = self.index(part.index).shards
+                    shards = self.index(part.shard_index).shards
                 except WeightFileError:
                     shards = []
                 files.update(os.path.join(folder, shard) for shard in shards)
@@ -447,7 +447,7 @@ class Locator:
         if not name.endswith(_IS_WEIGHTS):
             refuse_unread([name], url)
         if name.endswith(".index.json"):
-            return Found([ModelFiles(_url_name(path), (Part((), index=url),))], [], {})
+            return Found([ModelFiles(_url_name(path), (Part((), shard_index=url),))], [], {})
         return Found([ModelFiles(_url_name(path), (Part((url,)),))], [], {})
 
     def _find_fsspec(self, url):

@@ -245,7 +245,7 @@ def _open_model(files, locator, interned):
 
 def _first_file(files):
     part = files.parts[0]
-    return part.index or next(iter(part.files), files.name)
+    return part.shard_index or next(iter(part.files), files.name)
 
 
 def _read_model(files, locator, interned):
@@ -331,7 +331,7 @@ class _OpenPart:
         missing = sorted(weight_map.keys() - merged.keys())
         if missing:
             raise CorruptFileError(
-                f"{self.part.index} says that {weight_map[missing[0]]} holds "
+                f"{self.part.shard_index} says that {weight_map[missing[0]]} holds "
                 f"{missing[0]!r}, which is not there, nor are {len(missing) - 1} other "
                 "tensors. Download the index and the shards of one version."
             )
@@ -339,8 +339,8 @@ class _OpenPart:
 
 
 def _read_part(part, locator, interned):
-    if part.index is not None:
-        index = locator.index(part.index)
+    if part.shard_index is not None:
+        index = locator.index(part.shard_index)
         locations = _shard_locations(part, index)
     else:
         index, locations = None, part.files
@@ -354,7 +354,7 @@ def _read_part(part, locator, interned):
             if index is None:
                 raise
             raise CorruptFileError(
-                f"{part.index} names a shard that cannot be used: {error}"
+                f"{part.shard_index} names a shard that cannot be used: {error}"
             ) from None
         if hasattr(source, "forget_first"):
             source.forget_first()
@@ -376,12 +376,12 @@ def _read_header(source, known):
 def _shard_locations(part, index):
     """Where the shards of an index are: among the files found, or else beside it."""
     if not part.files:
-        return [_sibling(part.index, shard) for shard in index.shards]
+        return [_sibling(part.shard_index, shard) for shard in index.shards]
     by_name = dict(zip(sorted(index.shards, key=natural), part.files, strict=True))
     for shard, location in by_name.items():
         if not location:
             raise CorruptFileError(
-                f"{part.index} names a shard that cannot be used: {shard} is not "
+                f"{part.shard_index} names a shard that cannot be used: {shard} is not "
                 "beside it. Download the model again."
             )
     return [by_name[shard] for shard in index.shards]
