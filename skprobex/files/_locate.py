@@ -6,27 +6,24 @@ import glob
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from .._natural import natural
 from ..exceptions import RemoteError, WeightFileError
-from ._cards import card_metadata
 from ._deadline import within
 from ._folders import cached_repository, repository_of, walk
+from ._found import Found, called
+from ._globs import magic_start, matches
 from ._http import HttpClient
-from ._hub import Hub, HubUnreachableError
+from ._hub import Hub
+from ._hub_models import HUB_URL, HubModels, inside_of
 from ._layouts import LeftOut, ModelFiles, Part, group_files, make_unique
 from ._other_formats import refuse_unread
 from ._shards import INDEX, is_safe_path, read_index
 from ._sources import local_path, open_source
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,100}/[\w.-]{1,100}")
-_HUB_URL = re.compile(
-    r"hf://(?:models/)?([^/@]+/[^/@]+)(?:@(refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(.*))?"
-)
 # A repository's page, or a folder or file in it, as the address bar has it.
 _HUB_PAGE = re.compile(
     r"/([\w.-]+/[\w.-]+)(?:/(?P<kind>tree|blob|resolve)/([^/]+)(?:/(.*))?)?/?"
@@ -36,14 +33,6 @@ _AT_COMMIT = re.compile(r"/resolve/[0-9a-f]{40}/")
 _N_THREADS = 8
 _LIST_SECONDS = 300.0
 _IS_WEIGHTS = (".safetensors", ".safetensors.index.json")
-
-
-class Found(NamedTuple):
-    """What a source holds: models, files left out, and items that hold no model."""
-
-    models: list[ModelFiles]
-    left_out: list[LeftOut]
-    errors: dict[str, WeightFileError]
 
 
 class Locator:
@@ -71,6 +60,7 @@ class Locator:
         self.is_remote = False
         self.from_cache = []
         self.hub = Hub()
+        self._on_hub = HubModels(self)
         self._client = HttpClient()
         # An index says which files belong together, and later which tensors they hold.
         self._indices = {}
@@ -94,7 +84,7 @@ class Locator:
             If there is no model at all.
         """
         if search is not None:
-            return self._search(source, search)
+            return self._on_hub.search(source, search)
         if isinstance(source, (str, os.PathLike)):
             return self._find_one(os.fspath(source))
         try:
@@ -167,7 +157,7 @@ class Locator:
             raise found
         return found
 
-    def _group(self, paths, root_name, location):
+    def group(self, paths, root_name, location):
         """Group the files of a listing, having read the indices among them."""
         listed = [path for path in paths if INDEX.fullmatch(path.rpartition("/")[2])]
 
@@ -200,12 +190,12 @@ class Locator:
 
     def _look(self, item, name):
         if item.startswith("hf://"):
-            match = _HUB_URL.fullmatch(item)
+            match = HUB_URL.fullmatch(item)
             if match and match[1].split("/")[0] not in ("datasets", "spaces"):
                 revision = unquote(match[2]) if match[2] else self.revision
                 if glob.has_magic(match[1]):
-                    return self._find_owned(match[1], revision, match[3])
-                return self._find_hub(match[1], revision, match[3])
+                    return self._on_hub.of_owner(match[1], revision, match[3])
+                return self._on_hub.find(match[1], revision, match[3])
             return self._find_fsspec(item)
         if item.startswith("file://"):
             item = local_path(item)
@@ -220,7 +210,7 @@ class Locator:
         if glob.has_magic(item):
             return self._find_glob(item)
         if _HUB_ID.fullmatch(item):
-            return self._find_hub(item, self.revision, None)
+            return self._on_hub.find(item, self.revision, None)
         raise WeightFileError(
             f"{item} does not exist: expected a folder, a file, a glob pattern, a hub "
             "id such as 'org/name', or a URL."
@@ -240,19 +230,19 @@ class Locator:
                     f"{path} has no snapshot of revision {self.revision or 'main'!r}."
                 )
             root = snapshot
-        return self._find_below(root, path, name)
+        return self.find_below(root, path, name)
 
-    def _find_below(self, root, source, name, inside=None):
+    def find_below(self, root, source, name, inside=None):
         """List the models in a folder, called after `name` if there is one."""
         listed, left_out = walk(root)
         paths = dict(listed)
-        paths = {path: paths[path] for path in _inside(paths, inside)}
+        paths = {path: paths[path] for path in inside_of(paths, inside)}
         own = "" if name else os.path.basename(root) or "model"
-        models, skipped = self._group(paths, own, paths.get)
+        models, skipped = self.group(paths, own, paths.get)
         if not models:
             refuse_unread(paths, source)
         left_out = [LeftOut(*entry) for entry in left_out]
-        return Found(_called(models, name), [*left_out, *skipped], {})
+        return Found(called(models, name), [*left_out, *skipped], {})
 
     def _find_file(self, path, name):
         folder, file = os.path.split(path)
@@ -275,16 +265,16 @@ class Locator:
         return Found([model._replace(name=stem) for model in models], [], {})
 
     def _find_glob(self, pattern):
-        matches = _matches(pattern)
+        found_paths = matches(pattern)
         weights = [
             path
-            for path in matches
+            for path in found_paths
             if path.endswith(_IS_WEIGHTS) or os.path.isdir(path)
         ]
         if not weights:
-            refuse_unread(matches, pattern)
+            refuse_unread(found_paths, pattern)
         models, left_out, seen = [], [], set()
-        folder = os.path.dirname(pattern[: re.search(r"[*?\[]", pattern).start()])
+        folder = magic_start(pattern)
         # What an index names is no model of its own, also where the pattern fits it.
         for path in sorted(weights, key=lambda path: not path.endswith(".json")):
             relative = Path(os.path.relpath(path, folder or ".")).as_posix()
@@ -305,7 +295,7 @@ class Locator:
                     models.append(model)
                 seen |= files
         if not models:
-            refuse_unread(matches, pattern)
+            refuse_unread(found_paths, pattern)
         models = sorted(models, key=lambda model: natural(model.name))
         return Found(make_unique(models), left_out, {})
 
@@ -323,132 +313,21 @@ class Locator:
                 files.update(os.path.join(folder, shard) for shard in shards)
         return {os.path.realpath(file) for file in files}
 
-    def _find_hub(self, repository, revision, inside):
-        if self.hub.is_offline:
-            return self._find_cached(repository, revision, inside)
-        self.is_remote = True
-        try:
-            if self.from_cache:  # out of reach a moment ago
-                raise HubUnreachableError(f"{self.hub.endpoint} is out of reach.")
-            described = self.hub.describe(repository, revision)
-        except HubUnreachableError as error:
-            try:
-                found = self._find_cached(repository, revision, inside)
-            except WeightFileError:
-                raise RemoteError(
-                    f"{repository} is no folder here, not in the hub's cache, and as "
-                    f"a hub repository: {error}"
-                ) from None
-            self.from_cache.append(repository)
-            return found
-        except RemoteError as error:
-            raise RemoteError(
-                f"{repository} is no folder here, and as a hub repository: {error}"
-            ) from None
-        return self._of_repository(described, inside)
-
-    def _of_repository(self, described, inside):
-        name, commit, paths, card = described
-        base = f"{self.hub.endpoint}/{name}/resolve/{quote(commit, safe='')}"
-        paths = _inside(paths, inside)
-
-        def location(path):
-            cached = self.hub.cached(name, commit, path)
-            return cached or f"{base}/{quote(path)}"
-
-        # Names begin with the repository's, also for what lies in its folders.
-        models, left_out = self._group(paths, "", location)
-        if not models:
-            refuse_unread(paths, f"{name}/{inside}" if inside else name)
-        card = card_metadata(card)
-        models = [model._replace(card=card) for model in models]
-        left_out = [entry._replace(path=f"{name}/{entry.path}") for entry in left_out]
-        return Found(_called(models, name), left_out, {})
-
-    def _find_cached(self, repository, revision, inside):
-        """List the models of a repository as the hub's client has downloaded it."""
-        folder = self.hub.folder(repository)
-        _, snapshot = cached_repository(folder, revision) or (None, None)
-        if snapshot is None:
-            raise WeightFileError(
-                f"{repository} is not in {self.hub.cache} at revision "
-                f"{revision or 'main'!r}, and HF_HUB_OFFLINE forbids to fetch it."
-            )
-        source = f"{repository}/{inside}" if inside else repository
-        return self._find_below(snapshot, source, repository, inside)
-
-    def _find_owned(self, pattern, revision, inside):
-        """List the repositories of an owner whose names fit a pattern."""
-        owner, _, name = pattern.partition("/")
-        if glob.has_magic(owner):
-            raise WeightFileError(
-                f"hf://{pattern}: only the name of a repository may be a pattern, as "
-                "in hf://org/*."
-            )
-        if self.hub.is_offline:
-            folders = sorted(glob.glob(self.hub.folder(f"{glob.escape(owner)}/*")))
-            known = [cached_repository(folder) for folder in folders]
-            names = [found[0] for found in known if found]
-            names = [n for n in names if fnmatchcase(n.partition("/")[2], name)]
-            looks = {
-                found: self._tried(self._find_cached, found, revision, inside)
-                for found in names
-            }
-            return _joined(looks, f"hf://{pattern}")
-        self.is_remote = True
-        found = self.hub.search(name, revision, author=owner)
-        return self._of_repositories(found, inside, pattern)
-
-    def _search(self, source, search):
-        wanted = {"search": search} if isinstance(search, str) else dict(search)
-        if self.hub.is_offline:
-            raise WeightFileError(
-                "search asks the hub, which HF_HUB_OFFLINE forbids: name the "
-                "repositories, or 'hf://org/*' for those in the cache."
-            )
-        self.is_remote = True
-        pattern, revision = "*", self.revision
-        if source is not None:
-            match = _HUB_URL.fullmatch(os.fspath(source))
-            if not match:
-                raise ValueError(
-                    f"search looks on the hub, but source is {source!r}: pass "
-                    "'hf://org/*', or no source."
-                )
-            wanted["author"], _, pattern = match[1].partition("/")
-            revision = match[2] or revision
-        found = self.hub.search(pattern, revision, **wanted)
-        return self._of_repositories(found, None, f"search={search!r}")
-
-    def _of_repositories(self, repositories, inside, what):
-        def look(repository):
-            return self._tried(self._of_repository, repository, inside)
-
-        with ThreadPoolExecutor(_N_THREADS) as executor:
-            looked = list(executor.map(look, repositories))
-        names = [repository.name for repository in repositories]
-        return _joined(dict(zip(names, looked, strict=True)), what)
-
-    @staticmethod
-    def _tried(look, *arguments):
-        try:
-            return look(*arguments)
-        except WeightFileError as error:
-            return error
-
     def _find_http(self, url):
         if url.startswith(f"{self.hub.endpoint}/"):
             match = _HUB_PAGE.fullmatch(unquote(urlsplit(url).path))
             if match and (match["kind"] != "resolve" or not match[4]):
-                return self._find_hub(match[1], match[3] or self.revision, match[4])
+                return self._on_hub.find(match[1], match[3] or self.revision, match[4])
         self.is_remote = True
         path = unquote(urlsplit(url).path)
         name = path.rpartition("/")[2]
         if not name.endswith(_IS_WEIGHTS):
             refuse_unread([name], url)
         if name.endswith(".index.json"):
-            return Found([ModelFiles(_url_name(path), (Part((), shard_index=url),))], [], {})
-        return Found([ModelFiles(_url_name(path), (Part((url,)),))], [], {})
+            part = Part((), shard_index=url)
+        else:
+            part = Part((url,))
+        return Found([ModelFiles(_url_name(path), (part,))], [], {})
 
     def _find_fsspec(self, url):
         self.is_remote = True
@@ -459,8 +338,7 @@ class Locator:
             file_system, root = url_to_fs(url)
             if not glob.has_magic(url):
                 return file_system, root, file_system.find(root)
-            start = os.path.dirname(root[: re.search(r"[*?\[]", root).start()])
-            return file_system, start, file_system.glob(root)
+            return file_system, magic_start(root), file_system.glob(root)
 
         try:
             file_system, root, found = within(_LIST_SECONDS, url, look)
@@ -481,7 +359,7 @@ class Locator:
         def location(relative):
             return file_system.unstrip_protocol(f"{root}/{relative}")
 
-        models, left_out = self._group(paths, root.rpartition("/")[2], location)
+        models, left_out = self.group(paths, root.rpartition("/")[2], location)
         if not models:
             refuse_unread(paths, url)
         return Found(models, left_out, {})
@@ -495,76 +373,6 @@ def _is_empty(error):
 _FOLDERS_NAME = ("model", "adapter_model", "pytorch_lora_weights")
 
 
-def _joined(looks, what):
-    """Join what was found in several repositories."""
-    errors = {name: look for name, look in looks.items() if isinstance(look, Exception)}
-    found = [look for name, look in looks.items() if name not in errors]
-    models = [model for look in found for model in look.models]
-    if not models:
-        raise next(
-            iter(errors.values()),
-            WeightFileError(f"{what}: there are no such repositories in the cache."),
-        )
-    left_out = [entry for look in found for entry in look.left_out]
-    # Of a search, repositories without weights are no faults.
-    left_out += [LeftOut(name, str(error)) for name, error in errors.items()]
-    return Found(make_unique(models), left_out, {})
-
-
-def _called(models, name):
-    """Put a name before those of models; the one that has none gets it."""
-    if not name:
-        return models
-    return [
-        model._replace(name=f"{name}/{model.name}" if model.name else name)
-        for model in models
-    ]
-
-
-def _matches(pattern):
-    """List what a glob pattern stands for; ``**`` follows no links."""
-    if "**" not in pattern:
-        return sorted(glob.glob(pattern))
-    start = os.path.dirname(pattern[: re.search(r"[*?\[]", pattern).start()])
-    listed, _ = walk(start or ".")
-    wanted = os.path.relpath(pattern, start or ".").replace(os.sep, "/").split("/")
-    matched = set()
-    for path, full in listed:
-        parts = path.split("/")
-        if _fits(parts, wanted):
-            matched.add(full)
-        for i in range(1, len(parts)):
-            # Folders, as far as they are named: "**" alone stands for files.
-            if wanted[-1] != "**" and _fits(parts[:i], wanted):
-                matched.add(os.path.join(start, *parts[:i]))
-    return sorted(matched)
-
-
-def _fits(parts, wanted):
-    """Whether a path fits a pattern, both split at their slashes."""
-    # Numbers of the pattern's parts that may come next.
-    states = {0}
-    for part in parts:
-        following = set()
-        for state in _past_any(states, wanted):
-            if state < len(wanted) and wanted[state] == "**":
-                following.add(state)
-            elif state < len(wanted) and fnmatchcase(part, wanted[state]):
-                following.add(state + 1)
-        states = following
-    return len(wanted) in _past_any(states, wanted)
-
-
-def _past_any(states, wanted):
-    """Add what follows where ``**`` stands for nothing."""
-    states = set(states)
-    for state in sorted(states):
-        while state < len(wanted) and wanted[state] == "**":
-            state += 1
-            states.add(state)
-    return states
-
-
 def _expand(item):
     return os.path.expanduser(item) if item.startswith("~") else item
 
@@ -574,25 +382,6 @@ def _url_name(path):
     folder, _, stem = name.strip("/").rpartition("/")
     # ".../org/repo/resolve/main/model" says more in front than behind.
     return f"{folder}/{stem}" if folder else stem
-
-
-def _inside(paths, inside):
-    """Keep the paths of a folder, or of a file with what lies beside it for it."""
-    if not inside:
-        return list(paths)
-    inside = inside.rstrip("/")
-    if inside.endswith(".index.json"):
-        inside = inside.rpartition("/")[0]
-    folder = inside.rpartition("/")[0] + "/" if "/" in inside else ""
-    beside = {f"{folder}{name}" for name in ("adapter_config.json", "README.md")}
-    is_file = inside.endswith(".safetensors")
-    return [
-        path
-        for path in paths
-        if path == inside
-        or path.startswith(f"{inside}/")
-        or (is_file and path in beside)
-    ]
 
 
 def _common_folder(items):

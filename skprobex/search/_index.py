@@ -18,8 +18,8 @@ from ..exceptions import UnsupportedFormatError
 from ..saving._save_load import Saveable, load
 from ..trees._architectures import take
 from ..weights import LayerWeights, ModelCollection, WeightsLike
-from ..weights._collection import as_condition
 from ..weights._metadata import check_key
+from ..weights._selection import as_condition
 from ._checks import (
     as_rows,
     as_weights,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, overload
 
@@ -20,15 +18,9 @@ from ..exceptions import MissingLayerError
 from ._bases import base_model, canonical_bases
 from ._metadata import check_key, encode_columns, encode_labels
 from ._metadata import labelled as has_label
+from ._selection import as_condition, matching
 from ._stores import InFiles, InMemory, LayerInfo
-from ._tables import (
-    check_order,
-    csv_rows,
-    frame_rows,
-    is_frame,
-    is_table,
-    series_values,
-)
+from ._tables import entries_of, is_table, series_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,7 +155,7 @@ class ModelCollection:
         if len(names) != n_models:
             raise ValueError(f"names has {len(names)} entries for {n_models} models.")
         names = list(map(str, names))
-        metadata = _entries(metadata, names)
+        metadata = entries_of(metadata, names)
         return cls(names, metadata, InMemory(layers))
 
     @classmethod
@@ -217,7 +209,7 @@ class ModelCollection:
                 f"least; got {type(models).__name__}."
             )
         models = {str(name): model for name, model in models.items()}
-        entries = _entries(metadata, list(models))
+        entries = entries_of(metadata, list(models))
         return cls._from_models(models_from_state_dicts(models, entries), on_missing)
 
     @classmethod
@@ -272,7 +264,7 @@ class ModelCollection:
 
     @metadata.setter
     def metadata(self, metadata: Metadata) -> None:
-        self._metadata = _entries(metadata, self.names, self._metadata)
+        self._metadata = entries_of(metadata, self.names, self._metadata)
 
     @property
     def layers(self) -> dict[str, LayerInfo]:
@@ -549,39 +541,6 @@ def _listed(names):
     return (shown or "none") + (f" … and {rest} more" if rest > 0 else "")
 
 
-def _entries(metadata, names, before=None):
-    """Turn what is known of models into one dict each, in their order.
-
-    A table is aligned by name, and adds to what there was `before`; a list takes its
-    place.
-    """
-    if metadata is None:
-        return [{} for _ in names]
-    rows = None
-    is_path = isinstance(metadata, str) and metadata.endswith(".csv")
-    if is_path or isinstance(metadata, os.PathLike):
-        rows = csv_rows(metadata, names)
-    elif is_frame(metadata):
-        rows = frame_rows(
-            metadata.to_frame() if metadata.ndim == 1 else metadata, names
-        )
-    elif isinstance(metadata, Mapping):
-        rows = [entry or {} for entry in series_values(metadata, names)]
-    if rows is not None:
-        before = before or [{} for _ in names]
-        metadata = [{**old, **new} for old, new in zip(before, rows, strict=True)]
-    metadata = list(metadata)
-    if len(metadata) != len(names):
-        raise ValueError(
-            f"metadata has {len(metadata)} entries for {len(names)} models."
-        )
-    if not all(isinstance(entry, Mapping) for entry in metadata):
-        raise ValueError("metadata must hold one dict per model.")
-    metadata = [dict(entry) for entry in metadata]
-    check_order(metadata, names)
-    return metadata
-
-
 def _numbered(models):
     """Number the later ones of models with the same name."""
     taken, unique = set(), []
@@ -594,36 +553,6 @@ def _numbered(models):
     return unique
 
 
-def matching(known, wanted, what):
-    """Find the positions of names, of patterns, or of what a function says.
-
-    Raises
-    ------
-    KeyError
-        If there is none of a name, or none that a pattern fits.
-    """
-    if callable(wanted):
-        return [i for i, name in enumerate(known) if wanted(name)]
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-    where = {name: i for i, name in enumerate(known)}
-    positions, unknown = [], []
-    for name in wanted:
-        # A name may hold brackets; it means itself first.
-        if name in where:
-            positions.append(where[name])
-            continue
-        found = [i for i, other in enumerate(known) if fnmatchcase(other, str(name))]
-        if not found:
-            unknown.append(name)
-        positions += [i for i in found if i not in set(positions)]
-    if unknown:
-        raise KeyError(
-            f"There are no {what} named {unknown[:_N_NAMED]}, but {len(known)} others, "
-            f"such as {list(known)[:_N_NAMED]}."
-        )
-    return positions
-
-
 def check_is_layer(name, W):
     """Refuse what is no layer of several models."""
     is_sequence = isinstance(W, (list, tuple)) or len(getattr(W, "shape", ())) > 0
@@ -632,12 +561,3 @@ def check_is_layer(name, W):
             f"Layer {name!r} is of type {type(W).__name__}: expected weights of shape "
             "(n_models, d_out, d_in), dense or low-rank."
         )
-
-
-def as_condition(wanted):
-    """Turn a value, a list of them or a function into a function that returns bool."""
-    if callable(wanted):
-        return lambda value: bool(wanted(value))
-    if isinstance(wanted, (list, tuple, set, frozenset, np.ndarray)):
-        return list(wanted).__contains__
-    return lambda value: value == wanted

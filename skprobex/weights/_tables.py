@@ -141,3 +141,36 @@ def check_order(entries, names):
 def _listed(values):
     more = f" and {len(values) - _N_NAMED} more" if len(values) > _N_NAMED else ""
     return ", ".join(map(repr, values[:_N_NAMED])) + more
+
+
+def entries_of(metadata, names, before=None):
+    """Turn what is known of models into one dict each, in their order.
+
+    A table is aligned by name, and adds to what there was `before`; a list takes its
+    place.
+    """
+    if metadata is None:
+        return [{} for _ in names]
+    rows = None
+    is_path = isinstance(metadata, str) and metadata.endswith(".csv")
+    if is_path or isinstance(metadata, os.PathLike):
+        rows = csv_rows(metadata, names)
+    elif is_frame(metadata):
+        rows = frame_rows(
+            metadata.to_frame() if metadata.ndim == 1 else metadata, names
+        )
+    elif isinstance(metadata, Mapping):
+        rows = [entry or {} for entry in series_values(metadata, names)]
+    if rows is not None:
+        before = before or [{} for _ in names]
+        metadata = [{**old, **new} for old, new in zip(before, rows, strict=True)]
+    metadata = list(metadata)
+    if len(metadata) != len(names):
+        raise ValueError(
+            f"metadata has {len(metadata)} entries for {len(names)} models."
+        )
+    if not all(isinstance(entry, Mapping) for entry in metadata):
+        raise ValueError("metadata must hold one dict per model.")
+    metadata = [dict(entry) for entry in metadata]
+    check_order(metadata, names)
+    return metadata
