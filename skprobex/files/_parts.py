@@ -38,8 +38,9 @@ class OpenPart:
             tuple(map(id, self.headers)),
             self.part.prefix,
             self.index and self.index.digest,
-            self.config is None,
-            json.dumps([(self.config or {}).get(name) for name in SETTINGS]),
+            None
+            if self.config is None
+            else json.dumps([self.config.get(name) for name in SETTINGS]),
             self.metadata.get("lora_adapter_metadata"),
         )
 

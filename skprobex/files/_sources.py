@@ -73,7 +73,7 @@ class LocalFile:
         """Read the bytes from `start` on into memory that is there."""
         n_bytes, done = len(view), 0
         try:
-            with open(self.path, "rb", buffering=0, opener=_open_at_once) as file:
+            with open(self.path, "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
                 if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
                     raise FileChangedError(
@@ -94,11 +94,6 @@ class LocalFile:
                 f"{self.path} cannot be read ({error.strerror}): it was there when "
                 "the models were opened."
             ) from None
-
-
-def _open_at_once(path, flags):
-    # A pipe that has taken the file's place is not waited for.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _too_large(n_bytes, source):
