@@ -78,7 +78,13 @@ def save_models(
             raise ValueError(f"{what} has {len(values)} entries for {n_models} models.")
     if len(set(names)) != n_models:
         raise ValueError("names must differ: each is a file's.")
-    paths = [_path(Path(folder), name) for name in names]
+    if "__metadata__" in weights_by_layer:
+        raise ValueError(
+            "A layer cannot be called '__metadata__': safetensors files keep their "
+            "metadata under that name. Rename it."
+        )
+    folder = Path(folder).expanduser()
+    paths = [_path(folder, name) for name in names]
     # All of it is checked before anything is written.
     texts = [_as_text(entry) for entry in metadata]
     for i, (path, text) in enumerate(zip(paths, texts, strict=True)):

@@ -16,9 +16,8 @@ from .._typing import PathLike, Self
 from .._warnings import listed
 from ..saving._save_load import Saveable
 from ..weights import LayerWeights, ModelCollection, WeightsLike
-from ..weights._collection import as_condition
 from ..weights._metadata import check_key
-from ..weights._select import take_models
+from ..weights._selection import as_condition, take_models
 from ._checks import (
     as_rows,
     as_weights,

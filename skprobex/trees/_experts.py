@@ -27,7 +27,7 @@ from ..exceptions import MissingLayerError
 from ..saving._save_load import Saveable
 from ..targets._labels import check_labels
 from ..weights import ModelCollection, WeightsLike
-from ..weights._select import take_models
+from ..weights._selection import take_models
 from ..weights._validation import holds_several, layer_names
 from ._answers import (
     ask_expert,

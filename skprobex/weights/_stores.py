@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..exceptions import MissingLayerError
-from ._in_files import LayerHandle, LayerWeights, check_one_form, form
+from ._held import held_models
+from ._in_files import LayerHandle, LayerWeights, StoredModel, check_one_form, form
 
 _N_NAMED = 5
 
@@ -56,6 +57,10 @@ class InMemory:
 
     def architectures(self):
         return [0] * len(next(iter(self._weights.values())))
+
+    def stored(self, names, metadata):
+        """Turn the layers of many models into many models."""
+        return held_models(self._weights, names, metadata)
 
 
 class InFiles:
@@ -126,6 +131,13 @@ class InFiles:
     def take(self, positions, layers=None):
         selected = self._selected if layers is None else list(layers)
         return InFiles([self.models[i] for i in positions], selected)
+
+    def stored(self, names, metadata):
+        """The models, of the layers that are selected."""
+        return [
+            StoredModel(name, model.sources, self._named(model), entry)
+            for name, model, entry in zip(names, self.models, metadata, strict=True)
+        ]
 
     def architectures(self):
         of_specs = {
