@@ -63,6 +63,11 @@ def save_models(
             "weights_by_layer must be a dict of weights by layer name, got "
             f"{type(weights_by_layer).__name__}."
         )
+    if "__metadata__" in weights_by_layer:
+        raise ValueError(
+            "A layer cannot be called '__metadata__': in a safetensors file that is "
+            "the name of the metadata. Rename it."
+        )
     lengths = {layer: len(W) for layer, W in weights_by_layer.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(
