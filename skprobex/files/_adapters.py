@@ -23,10 +23,8 @@ from ._module_names import canonical_module, numbered_modules, split_kohya, unwr
 from ._quantised import find_quantised
 from ._recipes import DenseSpec, LowRankSpec, RefusedSpec
 from ._safetensors import FLOAT8
-from ._settings import SETTINGS, Settings
+from ._settings import Settings
 from ._spellings import is_of_dora, lookalikes, parse, refusal
-
-__all__ = ["SETTINGS", "Layers", "find_layers"]
 
 _MERGE = (
     "Merge it into its base with the tool that trained it and open the merged "
@@ -103,8 +101,10 @@ def find_layers(tensors, metadata, config, sources, plain_float8=False):
     reader = _Reader(tensors, settings, sources, plain_float8, groups)
     specs = {}
     for key, (found, ref) in refused.items():
-        spec = RefusedSpec(key, f"a {found} adapter", _MERGE, ref.file)
-        _add(specs, reader.name(key, None, "weight"), spec)
+        spec = RefusedSpec(key, found, _MERGE, ref.file)
+        is_tensor = key in tensors
+        name = unwrapped(key) if is_tensor else reader.name(key, None, "weight")
+        _add(specs, name, spec)
     for group in groups.values():
         # A part that is not read stands for the whole layer.
         if group.module not in refused:
@@ -159,7 +159,7 @@ def _sort_tensors(tensors, settings):
             if kind is not None:
                 refused.setdefault(of_module, (kind, plain.pop(name)))
     for name, module in lookalikes(plain).items():
-        kind = "pair of factors of unknown kind, not an"
+        kind = "a pair of factors of an adapter that is not known"
         refused.setdefault(module, (kind, plain.pop(name)))
     return groups, refused, plain
 
@@ -168,9 +168,13 @@ def _is_alpha(module, modules):
     if module in modules or module.startswith(("lora_", "lycoris_")):
         return True
     last = module.rpartition(".")[2]
-    return last in ("lora", "lora_linear_layer") or last.endswith("_lora") or any(
-        f"{module.rpartition('.')[0]}.processor.{last}{end}" in modules
-        for end in ("", "_lora")
+    return (
+        last in ("lora", "lora_linear_layer")
+        or last.endswith("_lora")
+        or any(
+            f"{module.rpartition('.')[0]}.processor.{last}{end}" in modules
+            for end in ("", "_lora")
+        )
     )
 
 
@@ -392,7 +396,7 @@ def _add_plain(specs, plain, plain_float8, is_adapter):
         # The base's own weight, where the adapter's delta has its name.
         beside = f"{module}.base_layer.{leaf}" if module else name
         free = (found for found in (short, beside, name) if found not in specs)
-        specs[next(free)] = spec
+        specs[next(free, f"{name} (2)")] = spec
 
 
 def _saved_module(name):

@@ -152,6 +152,8 @@ def canonical_module(module, unet="unet"):
         return _of_unet(unet, module)
     if first in _OF_TRANSFORMER:
         return f"transformer.{module}"
+    if first.startswith("controlnet_"):
+        return f"controlnet.{module}"
     return module
 
 

@@ -16,12 +16,14 @@ from .._warnings import warn
 from ..exceptions import CorruptFileError, WeightFileError
 from ..weights._collection import ModelCollection
 from ..weights._in_files import StoredModel
-from ._adapters import SETTINGS, find_layers
+from ._adapters import find_layers
+from ._doubts import warn_of_doubts
 from ._layouts import check_shards, read_index
 from ._locate import Locator
-from ._module_names import dotted, underscore
 from ._recipes import TensorRef
+from ._rename import Rename, as_function, name_layers
 from ._safetensors import read_header
+from ._settings import settings_key
 
 _MAX_CONFIG_BYTES = 4 * 2**20
 _MAX_INDEX_BYTES = 64 * 2**20
@@ -35,6 +37,8 @@ def open_models(
     cache_dir: PathLike | None = None,
     on_error: Literal["warn", "raise", "ignore"] = "warn",
     on_missing: Literal["raise", "drop"] = "raise",
+    rename: Rename = None,
+    plain_float8: bool = False,
     n_jobs: int | None = None,
     verbose: int = 0,
 ) -> ModelCollection:
@@ -62,6 +66,14 @@ def open_models(
     on_missing : {"raise", "drop"}, default="raise"
         What ``models[layer]`` does about models that lack the layer, or have it in
         another shape than most: raise, or leave them out and say so once.
+    rename : dict, list of pairs or callable, default=None
+        New names of layers, after all spellings have become one: a function of a name,
+        or new names by old ones. ``*`` in both stands for the same text
+        (``{"encoder.*": "backbone.*"}``); a compiled regular expression is substituted.
+        The first that matches counts, whole names before patterns.
+    plain_float8 : bool, default=False
+        Read 8-bit floats that have no scale beside them as they are: right where
+        weights were only cast to fp8.
     n_jobs : int, default=None
         Threads that read headers. None means 1, and 16 for remote files.
     verbose : int, default=0
@@ -90,6 +102,7 @@ def open_models(
     ]:
         if value not in allowed:
             raise ValueError(f"{name}={value!r}: expected one of {allowed}.")
+    as_function(rename)
     locator = Locator(revision, cache_dir)
     files, failures = locator.find(source)
     if failures and on_error == "raise":
@@ -102,13 +115,14 @@ def open_models(
         n_jobs=min(n_jobs, len(files)) if n_jobs > 0 else n_jobs,
         prefer="threads",
         return_as="generator",
-    )(delayed(_open_model)(model, locator, interned) for model in files)
-    models, n_dora = [], 0
+    )(delayed(_open_model)(model, locator, interned, plain_float8) for model in files)
+    models, doubted = [], {}
     # To the end, also where one fails: a generator left half-way complains.
-    for model, has_dora, error in list(_progress(opened, len(files), verbose)):
+    for model, doubts, error in list(_progress(opened, len(files), verbose)):
         if error is None:
             models.append(model)
-            n_dora += has_dora
+            for doubt in doubts:
+                doubted.setdefault(doubt, []).append(str(model.sources[0]))
         elif on_error == "raise":
             raise error
         else:
@@ -117,12 +131,8 @@ def open_models(
         raise failures[0]
     if failures and on_error == "warn":
         _warn_skipped(failures, n_listed)
-    if n_dora:
-        warn(
-            f"{n_dora} models hold DoRA adapters: their true delta needs the base's "
-            "weights. The product B @ A is used, which is its direction only.",
-        )
-    _resolve_names(models)
+    warn_of_doubts(doubted)
+    name_layers([model.specs for model in models], rename)
     return ModelCollection._from_models(models, on_missing=on_missing)
 
 
@@ -144,15 +154,15 @@ def _warn_skipped(errors, total):
     )
 
 
-def _open_model(files, locator, interned):
+def _open_model(files, locator, interned, plain_float8):
     """Read one model's headers; an error is returned, not raised."""
     try:
-        return *_read_model(files, locator, interned), None
+        return *_read_model(files, locator, interned, plain_float8), None
     except WeightFileError as error:
-        return None, False, error
+        return None, (), error
 
 
-def _read_model(files, locator, interned):
+def _read_model(files, locator, interned, plain_float8):
     if files.shard_index is not None:
         index = _read_index(files.shard_index, locator)
         locations = [_sibling(files.shard_index, name) for name in index.shards]
@@ -184,7 +194,7 @@ def _read_model(files, locator, interned):
         tuple(map(id, headers)),
         prefixes or index.text,
         config is None,
-        json.dumps([(config or {}).get(name) for name in SETTINGS]),
+        settings_key(config),
         metadata.get("lora_adapter_metadata"),
     )
     layers = interned.layers.get(key)
@@ -193,14 +203,14 @@ def _read_model(files, locator, interned):
             tensors = _merge(headers, prefixes)
         else:
             tensors = _merge_shards(headers, index, files.shard_index)
-        layers = find_layers(tensors, metadata, config, sources)
+        layers = find_layers(tensors, metadata, config, sources, plain_float8)
         interned.kept.append(headers)
         layers = interned.layers.setdefault(key, layers)
     if not layers.specs:
         raise CorruptFileError(f"{sources[0]} holds no tensors.")
     metadata = {**(config or {}), **metadata}
     model = StoredModel(files.name, tuple(sources), layers.specs, metadata)
-    return model, layers.has_dora
+    return model, layers.doubts
 
 
 class _Interned:
@@ -274,23 +284,3 @@ def _read_config(location, locator):
             "object. Its adapter's scale cannot be known."
         ) from None
     return config
-
-
-def _resolve_names(models):
-    """Give names with underscores their dots, as the collection's other files tell."""
-    distinct = {id(model.specs): model.specs for model in models}
-    if not any(isinstance(key, tuple) for specs in distinct.values() for key in specs):
-        return
-    known = {
-        underscore(name.removesuffix(".weight")): name.removesuffix(".weight")
-        for specs in distinct.values()
-        for name in specs
-        if isinstance(name, str)
-    }
-    for specs in distinct.values():
-        resolved = {
-            f"{dotted(*key, known)}.weight" if isinstance(key, tuple) else key: spec
-            for key, spec in specs.items()
-        }
-        specs.clear()
-        specs.update(resolved)

@@ -1,9 +1,9 @@
 """Match module names against the patterns of a stranger's configuration.
 
-PEFT runs them as regular expressions, ``(.*\\.)?(pattern)$`` from the name's start. Here
-they are never run: most are plain names, and are looked up; of the rest a subset is
-followed letter by letter, all its alternatives at once (Thompson, 1968), in time that
-grows with the pattern's length times the name's.
+PEFT runs them as regular expressions, ``(.*\\.)?(pattern)$`` from the name's start.
+Here they are never run: most are plain names, and are looked up; of the rest a subset
+is followed letter by letter, all its alternatives at once (Thompson, 1968), in time
+that grows with the pattern's length times the name's.
 """
 
 from __future__ import annotations
@@ -92,16 +92,14 @@ class PatternTable:
 
 
 def _is_plain(pattern):
-    return bool(pattern) and all(
-        char.isalnum() or char in "_.-/: " for char in pattern
-    )
+    return bool(pattern) and all(char.isalnum() or char in "_.-/: " for char in pattern)
 
 
 class _Parser:
     """Turn a pattern into a program: a list of instructions.
 
-    ``("char", test)``, ``("split", a, b)``, ``("start",)``, ``("end",)``; after the last
-    comes the match. Groups are not repeated, but may be left out.
+    ``("char", test)``, ``("split", a, b)``, ``("start",)``, ``("end",)``; after the
+    last comes the match. Groups are not repeated, but may be left out.
     """
 
     def __init__(self, pattern):
@@ -152,8 +150,10 @@ class _Parser:
         self.at += 1
         self.n_repeats += sign != "?"
         is_simple = not is_group and atom[0][0] == "char"
-        if sign == "{" or self.n_repeats > _MAX_REPEATS or (
-            sign != "?" and not is_simple
+        if (
+            sign == "{"
+            or self.n_repeats > _MAX_REPEATS
+            or (sign != "?" and not is_simple)
         ):
             raise self._involved()
         if self._peek() == "?":  # as few as possible: the same names match

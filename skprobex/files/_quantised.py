@@ -1,7 +1,7 @@
 """Tensors that are codes of a quantised weight, and what stands beside them.
 
-Where the weight is the codes times a scale, it is read so; where it is not, the layer is
-refused by its method, and its scales are not taken for layers.
+Where the weight is the codes times a scale, it is read so; where it is not, the layer
+is refused by its method, and its scales are not taken for layers.
 """
 
 from __future__ import annotations
@@ -185,9 +185,7 @@ def _method(codes, beside):
         return f"{dtype} beside scales"
     if dtype in FLOAT8:
         return f"{dtype} beside {', '.join(sorted(leaf.name for leaf in beside))}"
-    return (
-        f"{dtype} integers beside {', '.join(sorted(leaf.name for leaf in beside))}"
-    )
+    return f"{dtype} integers beside {', '.join(sorted(leaf.name for leaf in beside))}"
 
 
 _METHODS = {

@@ -10,7 +10,7 @@ from ._module_names import unwrapped
 from ._patterns import InvolvedPatternError, PatternTable
 
 # What of a configuration counts; the tensors say the rest.
-SETTINGS = (
+_COUNTING = (
     *("peft_type", "r", "lora_alpha", "alpha", "alpha_pattern", "rank_pattern"),
     *("use_rslora", "fan_in_fan_out", "target_parameters", "target_modules"),
     *("init_lora_weights", "use_dora", "use_qalora", "use_bdlora", "kasa_config"),
@@ -32,6 +32,16 @@ _DEFAULT = 8.0
 _CONV1D_PARTS = ("c_attn", "c_proj", "c_fc", "q_attn")
 _CONV1D_BASES = ("gpt2", "distilgpt2", "dialogpt", "openai-gpt", "imagegpt")
 _CONV1D_CLASSES = ("gpt2", "openaigpt", "imagegpt", "decisiontransformer", "dialogpt")
+
+
+def settings_key(config):
+    """Return what of a configuration makes a difference to the layers, as text."""
+    config = config or {}
+    found = {name: config[name] for name in _COUNTING if name in config}
+    if not found.get("target_parameters"):
+        # PEFT writes a set: in another order each time.
+        found.pop("target_modules", None)
+    return json.dumps(found, sort_keys=True)
 
 
 class Settings:
@@ -172,7 +182,9 @@ class Settings:
 
     def _names_conv1d(self):
         """Say whether the file has modules called as those of a Conv1D base."""
-        return any(f".{part}." in name for name in self.tensors for part in _CONV1D_PARTS)
+        return any(
+            f".{part}." in name for name in self.tensors for part in _CONV1D_PARTS
+        )
 
     def is_of_experts(self, module, rank):
         """Say whether a layer is a parameter that PEFT adapts, not a module."""

@@ -53,7 +53,7 @@ _ORDINARY = ("lily_", "poly_", "road_", "shadow_", "deft_", "osf_", "bone_", "fr
 _LONGEST_START = max(map(len, _REFUSED_STARTS))
 _SHORTEST_START = min(map(len, _REFUSED_STARTS))
 
-_DORA = ("dora_scale", "lora_magnitude_vector")
+_DORA = frozenset(("dora_scale", "lora_magnitude_vector"))
 # Leaves of a module's own parameters; PEFT saves some of them beside an adapter.
 _OWN_LEAVES = {
     *("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
@@ -148,10 +148,7 @@ def _numbered(name):
 
 def is_of_dora(name):
     """Say whether a tensor is a magnitude that DoRA keeps beside the factors."""
-    return not _DORA_WORDS.isdisjoint(name.split(".")[-_N_LAST:])
-
-
-_DORA_WORDS = frozenset(_DORA)
+    return not _DORA.isdisjoint(name.split(".")[-_N_LAST:])
 
 
 def refusal(name):
@@ -169,11 +166,11 @@ def refusal(name):
             start = word[:length]
             kind = _REFUSED_STARTS.get(start)
             if kind and (is_of_peft or start not in _ORDINARY):
-                return kind, ".".join(parts[:-back]) or word
+                return f"of a {kind} adapter", ".".join(parts[:-back]) or word
     if any(map(_is_of_lora, parts)):
-        return "LoRA spelling that is not known", name
+        return "of an adapter whose spelling is not known", name
     if is_of_peft and parts[-1] not in _OWN_LEAVES:
-        return "PEFT kind that is not known", name
+        return "of an adapter of PEFT's whose kind is not known", name
     return None, None
 
 
