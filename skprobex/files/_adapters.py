@@ -1,8 +1,8 @@
 """Find the layers in a model's tensors: plain ones, quantised ones, and adapters.
 
 Every family of LoRA says the same, ``delta = scale * (up @ down)``, under other keys:
-one table of keys, one rule for the scale, and one name per layer. What looks like a part
-of an adapter and is not understood is refused, never read as a layer.
+one table of keys, one rule for the scale, and one name per layer. What looks like a
+part of an adapter and is not understood is refused, never read as a layer.
 """
 
 from __future__ import annotations

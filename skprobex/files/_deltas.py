@@ -174,12 +174,15 @@ class KroneckerSpec(DeltaSpec):
             w2 = _through(core, *second)
         else:
             w2 = second[0] if len(second) == 1 else second[0] @ second[1]
-        # A kernel's axes take no part.
-        w1 = w1.reshape(*w1.shape, *[1] * (w2.ndim - 2))
+        # A kernel's axes take no part. PEFT, which writes no alpha, overlooks this
+        # where the kernel has one axis, and trains what comes of it.
+        is_odd = w2.ndim == 3 and self.alpha is None
+        order = "ab,cde->cadbe" if is_odd else "ab,cd...->acbd..."
+        delta = torch.einsum(order, w1, w2).reshape(self.shape)
         # LyCORIS writes an alpha that means nothing where both are whole.
         alpha = self.alpha if self._rank is not None else None
         scale = scale_of(alpha, self._rank, self.scale, sources)
-        return torch.kron(w1, w2.contiguous()) * scale
+        return delta * scale
 
 
 def _through(core, first, second):

@@ -116,7 +116,8 @@ def open_models(
         prefer="threads",
         return_as="generator",
     )(delayed(_open_model)(model, locator, interned, plain_float8) for model in files)
-    models, doubted = [], {}
+    models = []
+    doubted: dict[str, list[str]] = {}
     # To the end, also where one fails: a generator left half-way complains.
     for model, doubts, error in list(_progress(opened, len(files), verbose)):
         if error is None:

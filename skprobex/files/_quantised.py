@@ -90,6 +90,12 @@ def find_quantised(tensors, plain_float8):
         if spec is not None:
             specs[name] = spec
             used.update(leaf.tensor for leaf in (*codes, *beside))
+    modules = {module for module, base in groups if f"{module}.{base}" in specs}
+    for module in modules:
+        # Of a parameter that is not called weight, and no layers either.
+        for leaf in groups.get((module, "weight"), ()):
+            if leaf.name in _OF_ACTIVATIONS:
+                used.add(leaf.tensor)
     # A mark of ComfyUI that the file holds scaled 8-bit floats.
     used |= {"scaled_fp8"} & tensors.keys()
     return specs, used

@@ -69,13 +69,10 @@ def as_function(rename):
         return lambda name: _as_name(rename(name), name)
     pairs = rename.items() if isinstance(rename, Mapping) else rename
     try:
-        pairs = [(pattern, new) for pattern, new in pairs]
-    except (TypeError, ValueError):
+        pairs = [tuple(pair) if not isinstance(pair, str) else () for pair in pairs]
+    except TypeError:
         pairs = None
-    if pairs is None or not all(
-        isinstance(pattern, (str, re.Pattern)) and isinstance(new, str)
-        for pattern, new in pairs
-    ):
+    if pairs is None or not all(map(_is_pair, pairs)):
         raise TypeError(
             "rename must be a dict of new names by names or patterns, such as "
             "{'encoder.*': 'backbone.*'}, a list of such pairs, or a function of a "
@@ -84,6 +81,14 @@ def as_function(rename):
     exact = {p: new for p, new in pairs if isinstance(p, str) and "*" not in p}
     patterns = [pair for pair in pairs if pair[0] not in exact]
     return lambda name: exact[name] if name in exact else _renamed(name, patterns)
+
+
+def _is_pair(pair):
+    return (
+        len(pair) == 2
+        and isinstance(pair[0], (str, re.Pattern))
+        and isinstance(pair[1], str)
+    )
 
 
 def _as_name(new, name):
