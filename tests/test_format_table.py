@@ -88,7 +88,9 @@ def under(module, parts):
 
 Q = {"q.weight": 1.5 * BA}
 CASES = [
-    Case("PEFT", "``lora_A.weight``, ``lora_B.weight``, ``lora_alpha``", peft(), Q, PEFT),
+    Case(
+        "PEFT", "``lora_A.weight``, ``lora_B.weight``, ``lora_alpha``", peft(), Q, PEFT
+    ),
     Case(
         "PEFT",
         "``use_rslora``",
@@ -146,8 +148,14 @@ CASES = [
         {**Q, "head.weight": W},
         PEFT,
     ),
-    Case("PEFT", "no configuration: scale 1, with a warning", peft(), {"q.weight": BA},
-         None, "guessed to be 1"),
+    Case(
+        "PEFT",
+        "no configuration: scale 1, with a warning",
+        peft(),
+        {"q.weight": BA},
+        None,
+        "guessed to be 1",
+    ),
     Case(
         "PEFT",
         "DoRA: the direction only, with a warning",
@@ -178,7 +186,13 @@ CASES = [
         {"q.weight": 1.5 * LOKR_W},
         {"peft_type": "LOKR", "r": 2, "alpha": 3},
     ),
-    Case("PEFT", "grouped convolutions", peft(a=draw(4, 4, 3, 3), b=POINT), "grouped", PEFT),
+    Case(
+        "PEFT",
+        "grouped convolutions",
+        peft(a=draw(4, 4, 3, 3), b=POINT),
+        "grouped",
+        PEFT,
+    ),
     Case(
         "PEFT",
         "``target_parameters`` (experts)",
@@ -186,7 +200,13 @@ CASES = [
         "target_parameters",
         {**PEFT, "target_parameters": ["experts.up"]},
     ),
-    Case("PEFT", "QALoRA, BD-LoRA, KaSA", peft(), "use_qalora", {**PEFT, "use_qalora": True}),
+    Case(
+        "PEFT",
+        "QALoRA, BD-LoRA, KaSA",
+        peft(),
+        "use_qalora",
+        {**PEFT, "use_qalora": True},
+    ),
     Case(
         "PEFT",
         "all other kinds of ``peft_type``",
@@ -225,7 +245,11 @@ CASES = [
     Case(
         "diffusers",
         "``lora_linear_layer.down.weight``",
-        pair("lora_linear_layer.down.weight", "lora_linear_layer.up.weight", "text_encoder.q"),
+        pair(
+            "lora_linear_layer.down.weight",
+            "lora_linear_layer.up.weight",
+            "text_encoder.q",
+        ),
         {"text_encoder.q.weight": BA},
     ),
     Case(
@@ -237,16 +261,26 @@ CASES = [
     Case(
         "kohya, A1111",
         "LoCon with a middle factor, ``lora_mid.weight``",
-        pair("lora_down.weight", "lora_up.weight", "lora_unet_conv_in",
-             A[..., None, None], B[..., None, None], alpha=ALPHA)
+        pair(
+            "lora_down.weight",
+            "lora_up.weight",
+            "lora_unet_conv_in",
+            A[..., None, None],
+            B[..., None, None],
+            alpha=ALPHA,
+        )
         | {"lora_unet_conv_in.lora_mid.weight": MID},
         {"unet.conv_in.weight": 1.5 * LOCON},
     ),
     Case(
         "OneTrainer, musubi",
         "``lora_transformer_``, Flux, SD3, Wan",
-        pair("lora_down.weight", "lora_up.weight",
-             "lora_transformer_transformer_blocks_0_attn_to_q", alpha=ALPHA),
+        pair(
+            "lora_down.weight",
+            "lora_up.weight",
+            "lora_transformer_transformer_blocks_0_attn_to_q",
+            alpha=ALPHA,
+        ),
         {"transformer.transformer_blocks.0.attn.to_q.weight": 1.5 * BA},
     ),
     Case(
@@ -270,8 +304,11 @@ CASES = [
     Case(
         "XLabs",
         "``processor.qkv_lora1.down.weight``",
-        pair("processor.qkv_lora1.down.weight", "processor.qkv_lora1.up.weight",
-             "double_blocks.0"),
+        pair(
+            "processor.qkv_lora1.down.weight",
+            "processor.qkv_lora1.up.weight",
+            "double_blocks.0",
+        ),
         {"transformer.double_blocks.0.img_attn.qkv.weight": BA},
     ),
     Case(
@@ -304,7 +341,9 @@ CASES = [
         {"lora_unet_conv_in.w_norm": BIAS, "lora_unet_conv_in.b_norm": -BIAS},
         {"unet.conv_in.weight": BIAS, "unet.conv_in.bias": -BIAS},
     ),
-    Case("LyCORIS", "OFT, BOFT, IA3, GLoRA", {"lora_unet_conv_in.oft_blocks": W}, "OFT"),
+    Case(
+        "LyCORIS", "OFT, BOFT, IA3, GLoRA", {"lora_unet_conv_in.oft_blocks": W}, "OFT"
+    ),
     Case(
         "MLX",
         "``lora_a``, ``lora_b``, ``scale``",
@@ -326,8 +365,13 @@ CASES = [
         {"embed_tokens.weight": 20 * BA},
         {"lora_parameters": {"rank": 2, "scale": 20.0}},
     ),
-    Case("MLX", "experts", pair("lora_a", "lora_b", "q", draw(3, 2, 8), draw(3, 6, 2)),
-         "experts", {"lora_parameters": {"rank": 2, "scale": 20.0}}),
+    Case(
+        "MLX",
+        "experts",
+        pair("lora_a", "lora_b", "q", draw(3, 2, 8), draw(3, 6, 2)),
+        "experts",
+        {"lora_parameters": {"rank": 2, "scale": 20.0}},
+    ),
     Case(
         "torchtune",
         "``lora_a.weight``, ``lora_b.weight``",
@@ -347,33 +391,83 @@ CASES = [
         pair("lora_A", "lora_B", a=draw(4, 8), alpha=ALPHA),
         "merged",
     ),
-    Case("others", "factors in a spelling that is not known",
-         {"q.lora_left": A, "q.lora_right": B}, "spelling is not known"),
-    Case("others", "pairs that look like factors", {"q.down": A, "q.up": B},
-         "pair of factors"),
-    Case("checkpoints", "float64, float32, float16, bfloat16",
-         {"q.weight": W.bfloat16()}, {"q.weight": W.bfloat16()}),
-    Case("checkpoints", "under ``module.`` or ``_orig_mod.``",
-         {"module._orig_mod.q.weight": W}, {"q.weight": W}),
-    Case("checkpoints", "fp8 with scales in any spelling, of rows or blocks",
-         {"q.weight": E4M3, "q.scale_weight": ALPHA}, {"q.weight": 3 * E4M3.float()}),
-    Case("checkpoints", "int8 with ``weight_scale``",
-         {"q.weight": CODES, "q.weight_scale": ROWS}, {"q.weight": CODES * ROWS}),
-    Case("checkpoints", "int8 of bitsandbytes, ``SCB``",
-         {"q.weight": CODES, "q.SCB": 127 * ROWS[:, 0]}, {"q.weight": CODES * ROWS}),
-    Case("checkpoints", "int8 and fp8 of quanto",
-         {"q.weight._data": CODES, "q.weight._scale": ROWS}, {"q.weight": CODES * ROWS}),
-    Case("checkpoints", "fp8 alone, unless ``plain_float8=True``", {"q.weight": E4M3},
-         "plain_float8"),
-    Case("checkpoints", "nf4 and fp4 of bitsandbytes",
-         {"q.weight": CODES.view(torch.uint8), "q.weight.absmax": BIAS,
-          "q.weight.quant_map": BIAS}, "nf4"),
-    Case("checkpoints", "GPTQ, AWQ, HQQ, AQLM, EETQ, QuIP#",
-         {"q.qweight": CODES.int(), "q.scales": W, "q.g_idx": CODES.int()}, "GPTQ"),
-    Case("checkpoints", "MXFP4, MXFP8, NVFP4, packed integers",
-         {"q.w_blocks": CODES.view(torch.uint8), "q.w_scales": CODES.view(torch.uint8)},
-         "MXFP4"),
-]  # fmt: skip
+    Case(
+        "others",
+        "factors in a spelling that is not known",
+        {"q.lora_left": A, "q.lora_right": B},
+        "spelling is not known",
+    ),
+    Case(
+        "others",
+        "pairs that look like factors",
+        {"q.down": A, "q.up": B},
+        "pair of factors",
+    ),
+    Case(
+        "checkpoints",
+        "float64, float32, float16, bfloat16",
+        {"q.weight": W.bfloat16()},
+        {"q.weight": W.bfloat16()},
+    ),
+    Case(
+        "checkpoints",
+        "under ``module.`` or ``_orig_mod.``",
+        {"module._orig_mod.q.weight": W},
+        {"q.weight": W},
+    ),
+    Case(
+        "checkpoints",
+        "fp8 with scales in any spelling, of rows or blocks",
+        {"q.weight": E4M3, "q.scale_weight": ALPHA},
+        {"q.weight": 3 * E4M3.float()},
+    ),
+    Case(
+        "checkpoints",
+        "int8 with ``weight_scale``",
+        {"q.weight": CODES, "q.weight_scale": ROWS},
+        {"q.weight": CODES * ROWS},
+    ),
+    Case(
+        "checkpoints",
+        "int8 of bitsandbytes, ``SCB``",
+        {"q.weight": CODES, "q.SCB": 127 * ROWS[:, 0]},
+        {"q.weight": CODES * ROWS},
+    ),
+    Case(
+        "checkpoints",
+        "int8 and fp8 of quanto",
+        {"q.weight._data": CODES, "q.weight._scale": ROWS},
+        {"q.weight": CODES * ROWS},
+    ),
+    Case(
+        "checkpoints",
+        "fp8 alone, unless ``plain_float8=True``",
+        {"q.weight": E4M3},
+        "plain_float8",
+    ),
+    Case(
+        "checkpoints",
+        "nf4 and fp4 of bitsandbytes",
+        {
+            "q.weight": CODES.view(torch.uint8),
+            "q.weight.absmax": BIAS,
+            "q.weight.quant_map": BIAS,
+        },
+        "nf4",
+    ),
+    Case(
+        "checkpoints",
+        "GPTQ, AWQ, HQQ, AQLM, EETQ, QuIP#",
+        {"q.qweight": CODES.int(), "q.scales": W, "q.g_idx": CODES.int()},
+        "GPTQ",
+    ),
+    Case(
+        "checkpoints",
+        "MXFP4, MXFP8, NVFP4, packed integers",
+        {"q.w_blocks": CODES.view(torch.uint8), "q.w_scales": CODES.view(torch.uint8)},
+        "MXFP4",
+    ),
+]
 
 
 def folder_of(case, folder):
