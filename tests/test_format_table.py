@@ -63,7 +63,7 @@ FLAT = UNET.replace(".", "_")
 
 
 class Case(NamedTuple):
-    """`layers` is what comes out, or the words of the refusal; `warning` is expected."""
+    """`layers` is what comes out, or words of the refusal; `warning` is expected."""
 
     family: str
     what: str

@@ -228,7 +228,7 @@ class _Reader:
         try:
             self._check_dtypes(group)
             self._check_beside(group)
-            yield from make(group)
+            yield from make(group, name)
         except _RefusedError as error:
             yield name, RefusedSpec(group.module, error.kind, error.mend, file)
 
@@ -267,7 +267,7 @@ class _Reader:
             "incompletely."
         )
 
-    def _low_rank(self, group):
+    def _low_rank(self, group, name):
         up, down = group.parts.get("up"), group.parts.get("down")
         if down is None or up is None:
             raise self._missing(group, "down (A)" if down is None else "up (B)")
@@ -284,7 +284,7 @@ class _Reader:
             group.family in ("mlx", "bare") and _is_embedding(group.module)
         )
         yield (
-            self.name(group.module, group.adapter, "weight"),
+            name,
             LowRankSpec(
                 up,
                 down,
@@ -340,7 +340,7 @@ class _Reader:
         if group.family == "bare" and base is not None and len(base.info.shape) > 2:
             raise _RefusedError("a LoRA of a convolution, as loralib writes it")
 
-    def _loha(self, group):
+    def _loha(self, group, name):
         parts = [group.parts.get(role) for role in LOHA_PARTS]
         if None in parts:
             raise self._missing(group, LOHA_PARTS[parts.index(None)])
@@ -349,9 +349,9 @@ class _Reader:
         self._check_fit(group, spec, "LoHa")
         alpha, scale = self._scale(group, parts[1].info.shape[0])
         spec = HadamardSpec(tuple(parts), cores, alpha, scale)
-        yield self.name(group.module, group.adapter, "weight"), spec
+        yield name, spec
 
-    def _lokr(self, group):
+    def _lokr(self, group, name):
         sides = []
         for side in ("w1", "w2"):
             roles = [f"lokr_{side}"]
@@ -365,7 +365,7 @@ class _Reader:
         self._check_fit(group, KroneckerSpec(*sides, core, None, 1.0), "LoKr")
         alpha, scale = self._scale(group, None)
         spec = KroneckerSpec(*sides, core, alpha, scale)
-        yield self.name(group.module, group.adapter, "weight"), spec
+        yield name, spec
 
     def _check_fit(self, group, spec, kind):
         if not spec.fits():
@@ -375,7 +375,7 @@ class _Reader:
                 f"shapes {shapes}, which do not multiply."
             )
 
-    def _difference(self, group):
+    def _difference(self, group, name):
         for role, ref in group.parts.items():
             name = self.name(group.module, group.adapter, DIFFERENCES[role])
             yield name, DifferenceSpec(ref)

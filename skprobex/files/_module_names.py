@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 # kohya writes "_" for ".": these parts of module names have one of their own. Longer
 # ones are tried first.
 _COMPOUND = """
@@ -50,17 +52,18 @@ _ORIGINAL = {
     "text_encoders.clip_l.transformer.": "text_encoder.",
     "text_encoders.clip_g.transformer.": "text_encoder_2.",
 }
+_ORIGINAL_STARTS = tuple(_ORIGINAL)
 # First words of modules that only a U-Net has, and that only a transformer has.
 _OF_UNET = set(
     "down_blocks up_blocks mid_block conv_in conv_out time_embedding add_embedding "
     "input_blocks output_blocks middle_block time_embed label_emb".split()
 )
-_OF_TRANSFORMER = set(
+OF_TRANSFORMER = set(
     "double_blocks single_blocks transformer_blocks single_transformer_blocks "
     "joint_blocks".split()
 )
 # These too, where the component is called a U-Net in front of them.
-_OF_TRANSFORMER_CALLED_UNET = _OF_TRANSFORMER | set(
+_OF_TRANSFORMER_CALLED_UNET = OF_TRANSFORMER | set(
     "blocks layers img_in txt_in time_in vector_in guidance_in final_layer x_embedder "
     "context_embedder time_text_embed patch_embedding text_embedding time_projection "
     "head".split()
@@ -94,6 +97,8 @@ _PROCESSOR_PARTS = {
 }
 
 
+# A module's name is asked for several times in a row.
+@lru_cache(maxsize=64)
 def unwrapped(name):
     """Take off a name what only wraps the model: compilers, parallel training, PEFT.
 
@@ -102,12 +107,9 @@ def unwrapped(name):
     >>> unwrapped("module._orig_mod.layers.0.base_layer.bias")
     'layers.0.bias'
     """
-    stripped = True
-    while stripped:
-        stripped = False
+    while name.startswith(_WRAPPERS):
         for prefix in _WRAPPERS:
-            if name.startswith(prefix):
-                name, stripped = name.removeprefix(prefix), True
+            name = name.removeprefix(prefix)
     if any(word in name for word in _WITHIN):
         name = ".".join(part for part in name.split(".") if part not in _WITHIN)
     return name
@@ -135,10 +137,9 @@ def canonical_module(module, unet="unet"):
     'unet.up_blocks.1.attentions.2.proj_in'
     """
     module = unwrapped(module)
-    for prefix, component in _ORIGINAL.items():
-        if module.startswith(prefix):
-            module = component + module.removeprefix(prefix)
-            break
+    if module.startswith(_ORIGINAL_STARTS):
+        prefix = next(filter(module.startswith, _ORIGINAL))
+        module = _ORIGINAL[prefix] + module.removeprefix(prefix)
     head, _, last = module.rpartition(".")
     if last.endswith("_lora") or last in _PROCESSOR_PARTS:
         part = _PROCESSOR_PARTS.get(last, last.removesuffix("_lora"))
@@ -150,7 +151,7 @@ def canonical_module(module, unet="unet"):
         return _of_unet(first, rest)
     if first in _OF_UNET:
         return _of_unet(unet, module)
-    if first in _OF_TRANSFORMER:
+    if first in OF_TRANSFORMER:
         return f"transformer.{module}"
     if first.startswith("controlnet_"):
         return f"controlnet.{module}"

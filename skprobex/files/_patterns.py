@@ -11,8 +11,8 @@ from __future__ import annotations
 _MAX_PATTERNS = 5000
 _MAX_CHARS = 500
 _MAX_REPEATS = 4
-# Letters of names times those of patterns, in one configuration: some seconds.
-_MAX_STEPS = 50_000_000
+# Instructions followed and lookups made for one configuration: some seconds' worth.
+_MAX_STEPS = 10_000_000
 
 _CLASSES = {
     "d": str.isdecimal,
@@ -66,17 +66,40 @@ class PatternTable:
 
     def find(self, name):
         """Return the value of the first pattern that matches, or None."""
+        self._count(4 * len(self._plain))
         best = min(self._plain_orders(name), default=None)
         for order, program in self._programs:
             if best is not None and order > best:
                 break
-            self._n_steps += len(program) * len(name)
-            if self._n_steps > _MAX_STEPS:
-                raise InvolvedPatternError("patterns times layers")
-            if _matches(program, name):
+            if self._matches(program, name):
                 best = order
                 break
         return None if best is None else self._values[best]
+
+    def _matches(self, program, name):
+        """Whether a program matches a name to its end, from its start or a dot on."""
+        states = set()
+        for position in range(len(name) + 1):
+            if position == 0 or name[position - 1] == ".":
+                states.add(0)
+            states = _follow(program, states, position, len(name))
+            self._count(len(states) + 1)
+            if position == len(name):
+                return len(program) in states
+            char = name[position]
+            states = {
+                state + 1
+                for state in states
+                if state < len(program)
+                and program[state][0] == "char"
+                and program[state][1](char)
+            }
+        return False
+
+    def _count(self, n_steps):
+        self._n_steps += n_steps
+        if self._n_steps > _MAX_STEPS:
+            raise InvolvedPatternError("patterns times layers")
 
     def _plain_orders(self, name):
         for (length, dots), group in self._plain.items():
@@ -222,26 +245,6 @@ class _Parser:
 
 def _between(first, last):
     return lambda char: first <= char <= last
-
-
-def _matches(program, name):
-    """Whether a program matches a name to its end, from its start or from a dot on."""
-    states = set()
-    for position in range(len(name) + 1):
-        if position == 0 or name[position - 1] == ".":
-            states.add(0)
-        states = _follow(program, states, position, len(name))
-        if position == len(name):
-            return len(program) in states
-        char = name[position]
-        states = {
-            state + 1
-            for state in states
-            if state < len(program)
-            and program[state][0] == "char"
-            and program[state][1](char)
-        }
-    return False
 
 
 def _follow(program, states, position, end):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cached_property
 
 from ..exceptions import UnsupportedFormatError
-from ._module_names import unwrapped
+from ._module_names import OF_TRANSFORMER, unwrapped
 from ._patterns import InvolvedPatternError, PatternTable
 
 # What of a configuration counts; the tensors say the rest.
@@ -27,6 +28,7 @@ _MOVED_BASES = ("pissa", "olora", "loftq", "corda", "lora_ga")
 # Families whose scale PEFT's configuration gives, and the default alpha there.
 _OF_PEFT = ("peft", "embedding", "bare", "torchtune", "loha", "lokr")
 _DEFAULT = 8.0
+_PEFT_KEYS = {"peft_type", "r", "lora_alpha", "alpha"}
 
 # Transformers' Conv1D stores (d_in, d_out), and only these modules are of it.
 _CONV1D_PARTS = ("c_attn", "c_proj", "c_fc", "q_attn")
@@ -114,7 +116,7 @@ class Settings:
             scale = _mlx_scale(config, rank)
             if scale is not None:
                 return scale
-        elif config is not None and family in _OF_PEFT:
+        elif family in _OF_PEFT and _is_of_peft(config):
             return self._peft_scale(config, name, rank, family in ("loha", "lokr"))
         if family in ("mlx", *_OF_PEFT) and not _is_of_diffusers(module, family):
             self.doubts.add("no scale")
@@ -172,7 +174,7 @@ class Settings:
             return False
         is_asked = config.get("fan_in_fan_out") is True
         if module.rpartition(".")[2] not in _CONV1D_PARTS:
-            return is_asked and not self._names_conv1d()
+            return is_asked and not self._names_conv1d
         if is_asked:
             return True
         is_conv1d = _has_conv1d(config)
@@ -180,11 +182,10 @@ class Settings:
             self.doubts.add("orientation")
         return bool(is_conv1d)
 
+    @cached_property
     def _names_conv1d(self):
-        """Say whether the file has modules called as those of a Conv1D base."""
-        return any(
-            f".{part}." in name for name in self.tensors for part in _CONV1D_PARTS
-        )
+        """Whether the file has modules called as those of a Conv1D base."""
+        return any(f".{p}." in name for name in self.tensors for p in _CONV1D_PARTS)
 
     def is_of_experts(self, module, rank):
         """Say whether a layer is a parameter that PEFT adapts, not a module."""
@@ -194,14 +195,15 @@ class Settings:
             return False
         if module.endswith(".base_layer"):
             return True
+        parts = name.split(".")
+        ends = {".".join(parts[start:]) for start in range(len(parts))}
+        parents = {str(parameter).rpartition(".")[0] for parameter in parameters}
+        if ends & parents:
+            return True
+        # One that is named without its module may be of any that is not named itself.
         modules = config.get("target_modules")
         modules = modules if isinstance(modules, list) else []
-        for parameter in map(str, parameters):
-            parent = parameter.rpartition(".")[0]
-            if parent and f".{name}".endswith(f".{parent}"):
-                return True
-        is_named = any(f".{name}".endswith(f".{target}") for target in modules)
-        return not is_named and any("." not in str(p) for p in parameters)
+        return "" in parents and not ends.intersection(map(str, modules))
 
 
 def number(value):
@@ -227,13 +229,18 @@ def _mlx_scale(config, rank):
     return scale if alpha is None else scale * alpha / rank
 
 
+def _is_of_peft(config):
+    """Whether a configuration says anything of scales: defaults of others differ."""
+    return config is not None and not _PEFT_KEYS.isdisjoint(config)
+
+
 def _is_of_diffusers(module, family):
     """Diffusers writes no alpha where it is the rank."""
     component, _, rest = module.partition(".")
     if family not in ("peft", "embedding"):
         return False
     if component == "transformer":
-        return not rest.startswith(("h.", "wte", "wpe", "blocks.", "layers.", "layer."))
+        return rest.partition(".")[0] in OF_TRANSFORMER
     return component in ("unet", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 

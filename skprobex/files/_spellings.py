@@ -7,6 +7,7 @@ same whatever it holds.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 from ._deltas import DIFFERENCES, LOHA_CORES, LOHA_PARTS, LOKR_FACTORS, LOKR_PARTS
@@ -46,12 +47,11 @@ _REFUSED_STARTS = {
     **{"trainable_tokens_": "trainable tokens", "xlora_": "X-LoRA"},
     **{"prompt_embeddings": "prompt tuning", "prefix_task_": "prompt tuning"},
     **{"adaption_": "adaption prompt", "deft_": "DEFT", "shadow_": "Shadow"},
+    **{"adapter_down": "bottleneck", "adapter_up": "bottleneck"},
     **{"set_weight": "replaced-weight", "on_input": "IA3 (LyCORIS)"},
 }
 # Ordinary words as well: only where a name says that PEFT wrote it.
 _ORDINARY = ("lily_", "poly_", "road_", "shadow_", "deft_", "osf_", "bone_", "frod_")
-_LONGEST_START = max(map(len, _REFUSED_STARTS))
-_SHORTEST_START = min(map(len, _REFUSED_STARTS))
 
 _DORA = frozenset(("dora_scale", "lora_magnitude_vector"))
 # Leaves of a module's own parameters; PEFT saves some of them beside an adapter.
@@ -161,17 +161,25 @@ def refusal(name):
     is_of_peft = name.startswith("base_model.")
     parts = name.split(".")
     for back in range(min(_N_LAST, len(parts)), 0, -1):
-        word = parts[-back]
-        for length in range(_SHORTEST_START, min(_LONGEST_START, len(word)) + 1):
-            start = word[:length]
-            kind = _REFUSED_STARTS.get(start)
-            if kind and (is_of_peft or start not in _ORDINARY):
-                return f"of a {kind} adapter", ".".join(parts[:-back]) or word
-    if any(map(_is_of_lora, parts)):
+        kind, is_ordinary = _kind_of(parts[-back])
+        if kind and (is_of_peft or not is_ordinary):
+            return f"of a {kind} adapter", ".".join(parts[:-back]) or parts[-back]
+    small = name.lower()
+    if ("lora" in small or "lycoris" in small) and any(map(_is_of_lora, parts)):
         return "of an adapter whose spelling is not known", name
     if is_of_peft and parts[-1] not in _OWN_LEAVES:
         return "of an adapter of PEFT's whose kind is not known", name
     return None, None
+
+
+# Models are made of few words.
+@lru_cache(maxsize=1024)
+def _kind_of(word):
+    """Return the kind that a word is of, and whether it may be another word as well."""
+    for start, kind in _REFUSED_STARTS.items():
+        if word.startswith(start):
+            return kind, start in _ORDINARY
+    return None, False
 
 
 def _is_of_lora(word):
