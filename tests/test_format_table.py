@@ -5,6 +5,7 @@ tests/test_format_table.py`` writes it.
 """
 
 import json
+import pickle
 import sys
 import tempfile
 import warnings
@@ -478,12 +479,16 @@ def folder_of(case, folder):
     return folder
 
 
+def open_quietly(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return open_models(folder, on_error="raise")
+
+
 def outcome(case, folder):
     """Open what a case writes: how it is taken, and what comes out."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            models = open_models(folder_of(case, folder), on_error="raise")
+        models = open_quietly(folder_of(case, folder))
         layers = {name: models[name] for name in models.layers}
         values = {name: np.asarray(weights)[0] for name, weights in layers.items()}
     except UnsupportedFormatError as error:
@@ -503,6 +508,9 @@ def test_right_value_or_refused_by_name(tmp_path, case):
         assert "adapter_model.safetensors" in found
         return
     assert how != "refused", found
+    # Handles go to worker processes.
+    models = pickle.loads(pickle.dumps(open_quietly(tmp_path)))
+    assert models.layers.keys() == case.layers.keys()
     assert found.keys() == case.layers.keys()
     for name, expected in case.layers.items():
         expected = np.asarray(torch.as_tensor(expected).double())

@@ -158,6 +158,33 @@ def test_other_models_keep_their_names(tmp_path):
     assert names_of(tmp_path, lora(*modules)) == modules
 
 
+@pytest.mark.parametrize(
+    "modules, is_refused",
+    [
+        # Blocks of ordinary networks widen and narrow, or have biases.
+        ({"block.up": (128, 64), "block.down": (64, 128)}, False),
+        ({"mlp.up_proj": (24, 4), "mlp.down_proj": (4, 24)}, False),
+        ({"in_proj_a": (4, 8), "in_proj_b": (4, 8)}, False),
+        ({"attn.q_a_proj": (4, 8), "attn.q_b_proj": (8, 4)}, False),
+        ({"q.down": (4, 8), "q.up": (6, 4)}, True),
+        ({"q.down": (2, 64), "q.up": (64, 2)}, True),
+        ({"q.a": (8, 2), "q.b": (2, 6)}, True),
+        ({"q_A": (2, 8), "q_B": (8, 2)}, True),
+        ({"q.U": (8, 2), "q.V": (2, 8)}, True),
+    ],
+)
+def test_pairs_that_look_like_factors(tmp_path, modules, is_refused):
+    tensors = {f"{name}.weight": torch.ones(shape) for name, shape in modules.items()}
+    tensors["other.weight"] = torch.ones(3)
+    names = names_of(tmp_path, tensors)
+    assert names == ({"q", "other"} if is_refused else {*modules, "other"})
+    if is_refused:
+        with pytest.raises(UnsupportedFormatError, match="pair of factors"):
+            open_models(tmp_path)["q.weight"]
+        biases = {f"{name}.bias": torch.ones(2) for name in modules}
+        assert set(modules) <= names_of(tmp_path, tensors | biases)
+
+
 def test_wrappers_of_dense_models_come_off(tmp_path):
     for prefix in ("", "module.", "_orig_mod.", "module._orig_mod."):
         save_file({f"{prefix}layers.0.weight": A}, tmp_path / f"m{prefix}.safetensors")
