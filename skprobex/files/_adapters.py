@@ -110,10 +110,11 @@ def find_layers(tensors, metadata, config, sources, plain_float8=False):
         if group.module not in refused:
             for name, spec in reader.read(group):
                 _add(specs, name, spec)
-    if specs and all(spec.is_refused for spec in specs.values()):
-        # Nothing is left to read: say so once for the file.
-        raise next(iter(specs.values())).error(sources)
+    first = next(iter(specs.values()), None)
     _add_plain(specs, plain, plain_float8, is_adapter=bool(groups or refused))
+    if first is not None and all(spec.is_refused for spec in specs.values()):
+        # Nothing is left to read: say so once for the file.
+        raise first.error(sources)
     return Layers(specs, frozenset(settings.doubts))
 
 
