@@ -160,14 +160,16 @@ def refusal(name):
     """
     is_of_peft = name.startswith("base_model.")
     parts = name.split(".")
-    for back in range(min(_N_LAST, len(parts)), 0, -1):
+    # Of PEFT's names any word may tell: some kinds keep whole modules.
+    n_words = len(parts) if is_of_peft else min(_N_LAST, len(parts))
+    for back in range(n_words, 0, -1):
         kind, is_ordinary = _kind_of(parts[-back])
         if kind and (is_of_peft or not is_ordinary):
             return f"of a {kind} adapter", ".".join(parts[:-back]) or parts[-back]
     small = name.lower()
     if ("lora" in small or "lycoris" in small) and any(map(_is_of_lora, parts)):
         return "of an adapter whose spelling is not known", name
-    if is_of_peft and parts[-1] not in _OWN_LEAVES:
+    if name.startswith("base_model.model.") and parts[-1] not in _OWN_LEAVES:
         return "of an adapter of PEFT's whose kind is not known", name
     return None, None
 
