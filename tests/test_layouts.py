@@ -930,6 +930,7 @@ def test_ten_thousand_adapters(tmp_path):
     for i in range(4):
         tensors[f"base_model.model.layers.{i}.lora_A.weight"] = torch.zeros(2, 8)
         tensors[f"base_model.model.layers.{i}.lora_B.weight"] = torch.zeros(8, 2)
+        tensors[f"base_model.model.layers.{i}.alpha"] = torch.ones(())
     # Metadata of other lengths move the tensors, and are no other layers.
     data = [save(tensors, {"epochs": "3" * (1 + i * 5)}) for i in range(10)]
     for i in range(10_000):

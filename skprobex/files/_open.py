@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ from ..weights._collection import ModelCollection
 from ..weights._in_files import StoredModel
 from ._adapters import find_layers
 from ._cards import read_card
+from ._doubts import warn_of_doubts
 from ._layouts import LeftOut
 from ._locate import Locator
-from ._module_names import dotted, underscore
 from ._parts import Interned, read_part
+from ._rename import Rename, as_function, name_layers
 
 _N_NAMED = 5
 
@@ -35,6 +36,8 @@ def open_models(
     cache_dir: PathLike | None = None,
     on_error: Literal["warn", "raise", "ignore"] = "warn",
     on_missing: Literal["raise", "drop"] = "raise",
+    rename: Rename = None,
+    plain_float8: bool = False,
     n_jobs: int | None = None,
     verbose: int = 0,
 ) -> ModelCollection:
@@ -75,6 +78,14 @@ def open_models(
     on_missing : {"raise", "drop"}, default="raise"
         What ``models[layer]`` does about models that lack the layer, or have it in
         another shape than most: raise, or leave them out and say so once.
+    rename : dict, list of pairs or callable, default=None
+        New names of layers, after all spellings have become one: a function of a name,
+        or new names by old ones. ``*`` in both stands for the same text
+        (``{"encoder.*": "backbone.*"}``); a compiled regular expression is substituted.
+        The first that matches counts, whole names before patterns.
+    plain_float8 : bool, default=False
+        Read 8-bit floats that have no scale beside them as they are: right where
+        weights were only cast to fp8.
     n_jobs : int, default=None
         Threads that read headers. None means 1, and 16 for remote files.
     verbose : int, default=0
@@ -107,32 +118,37 @@ def open_models(
             raise ValueError(f"{name}={value!r}: expected one of {allowed}.")
     if source is None and search is None:
         raise TypeError("open_models needs a source, or a search.")
+    as_function(rename)
     locator = Locator(revision, cache_dir, checkpoints)
     found = locator.find(source, search)
     errors = dict(found.errors)
     if errors and on_error == "raise":
         raise next(iter(errors.values()))
-    models, n_dora, strangers = [], 0, {}
-    for files, model, has_dora, error in _open_all(
-        found.models, locator, n_jobs, verbose
+    models, doubted, strangers = [], defaultdict(list), {}
+    for files, model, doubts, error in _open_all(
+        found.models, locator, plain_float8, n_jobs, verbose
     ):
         if error is None:
             models.append(model)
-            n_dora += has_dora
+            for doubt in doubts:
+                doubted[doubt].append(str(model.sources[0]))
         elif isinstance(error, _NoModelError):
             strangers[files.name] = error
         elif on_error == "raise":
             raise error
         else:
             errors[files.name] = error
-    models = _resolve_names(models, errors)
+    models, unnamed = name_layers(models, rename)
+    if unnamed and on_error == "raise":
+        raise next(iter(unnamed.values()))
+    errors.update(unnamed)
     if not models:
         raise next(iter({**errors, **strangers}.values()))
     left_out = list(found.left_out)
     left_out += [LeftOut(name, error.reason) for name, error in strangers.items()]
     if on_error != "ignore":
         _warn_of(errors, left_out, len(models) + len(errors), locator)
-    warn_of_dora(n_dora)
+    warn_of_doubts(doubted)
     rename_bases([model.metadata for model in models], bases or {})
     collection = ModelCollection._from_models(models, on_missing=on_missing)
     collection.skipped_ = {entry.path: str(entry.reason) for entry in left_out} | {
@@ -141,16 +157,7 @@ def open_models(
     return collection
 
 
-def warn_of_dora(n_models):
-    """Say that a product of factors is not all that these adapters change."""
-    if n_models:
-        warn(
-            f"{n_models} models hold DoRA adapters: their true delta needs the base's "
-            "weights. The product B @ A is used, which is its direction only.",
-        )
-
-
-def _open_all(files, locator, n_jobs, verbose):
+def _open_all(files, locator, plain_float8, n_jobs, verbose):
     """Open all models; a list, for a generator left half-way complains."""
     if n_jobs is None:
         n_jobs = 16 if locator.is_remote else 1
@@ -159,7 +166,7 @@ def _open_all(files, locator, n_jobs, verbose):
         n_jobs=min(n_jobs, len(files)) if n_jobs > 0 else n_jobs,
         prefer="threads",
         return_as="generator",
-    )(delayed(_open_model)(model, locator, interned) for model in files)
+    )(delayed(_open_model)(model, locator, interned, plain_float8) for model in files)
     return list(_progress(opened, len(files), verbose))
 
 
@@ -218,12 +225,12 @@ def _warn_of(errors, left_out, total, locator):
         warn("\n".join(parts))
 
 
-def _open_model(files, locator, interned):
+def _open_model(files, locator, interned, plain_float8):
     """Read one model's headers; an error of any kind is returned, not raised."""
     try:
-        return files, *_read_model(files, locator, interned), None
+        return files, *_read_model(files, locator, interned, plain_float8), None
     except WeightFileError as error:
-        return files, None, False, error
+        return files, None, (), error
     except Exception as error:
         # A stranger's file may break what nobody thought of. It is this model that
         # cannot be used, and no other.
@@ -232,7 +239,7 @@ def _open_model(files, locator, interned):
             f"({type(error).__name__}: {str(error)[:200]})."
         )
         named.__cause__ = error
-        return files, None, False, named
+        return files, None, (), named
 
 
 def _first_file(files):
@@ -240,7 +247,7 @@ def _first_file(files):
     return part.shard_index or next(iter(part.files), files.name)
 
 
-def _read_model(files, locator, interned):
+def _read_model(files, locator, interned, plain_float8):
     opened = [read_part(part, locator, interned) for part in files.parts]
     sources = tuple(source for part in opened for source in part.sources)
     metadata = {}
@@ -261,7 +268,9 @@ def _read_model(files, locator, interned):
         layers, start = None, 0
         for files_part, part in zip(files.parts, opened, strict=True):
             tensors = part.merged(start, files_part.prefix)
-            found = find_layers(tensors, part.metadata, part.config, sources)
+            found = find_layers(
+                tensors, part.metadata, part.config, sources, plain_float8
+            )
             layers = found if layers is None else _join(layers, found)
             start += len(part.sources)
         interned.kept.append([part.headers for part in opened])
@@ -270,13 +279,13 @@ def _read_model(files, locator, interned):
         raise CorruptFileError(f"{sources[0]} holds no tensors.")
     card = _read_card(files.card, locator, interned)
     model = StoredModel(files.name, sources, layers.specs, {**card, **metadata})
-    return model, layers.has_dora
+    return model, layers.doubts
 
 
 def _join(layers, more):
     """Add a component's layers to those of the components before it."""
     return layers._replace(
-        specs={**layers.specs, **more.specs}, has_dora=layers.has_dora or more.has_dora
+        specs={**layers.specs, **more.specs}, doubts=layers.doubts | more.doubts
     )
 
 
@@ -290,42 +299,3 @@ def _read_card(card, locator, interned):
         except WeightFileError:  # it says nothing that the weights need
             interned.cards[card] = {}
     return interned.cards[card]
-
-
-def _resolve_names(models, errors):
-    """Give names with underscores their dots, as the collection's other files tell.
-
-    Returns
-    -------
-    list of StoredModel
-        Without those whose names cannot be made out, which are added to `errors`.
-    """
-    distinct = {id(model.specs): model.specs for model in models}
-    if not any(isinstance(key, tuple) for specs in distinct.values() for key in specs):
-        return models
-    known = {
-        underscore(name.removesuffix(".weight")): name.removesuffix(".weight")
-        for specs in distinct.values()
-        for name in specs
-        if isinstance(name, str)
-    }
-    failed = {}
-    for number, specs in distinct.items():
-        try:
-            resolved = {
-                f"{dotted(*key, known)}.weight" if isinstance(key, tuple) else key: spec
-                for key, spec in specs.items()
-            }
-        except Exception as error:
-            failed[number] = error
-            continue
-        specs.clear()
-        specs.update(resolved)
-    for model in models:
-        error = failed.get(id(model.specs))
-        if error is not None:
-            errors[model.name] = CorruptFileError(
-                f"{model.sources[0]} has names of layers that cannot be made out "
-                f"({type(error).__name__}: {str(error)[:100]})."
-            )
-    return [model for model in models if id(model.specs) not in failed]

@@ -19,10 +19,9 @@ TRAINERS_STATE = re.compile(
     re.DOTALL,
 )
 
-_CONVERT = (
-    "Convert it where you trust it: safetensors.torch.save_file(torch.load(path, "
-    "weights_only=True), 'model.safetensors')."
-)
+_CONVERT = "skprobex.convert_checkpoints(folder, out) writes safetensors files of them."
+# It takes files by their names.
+_RENAME = "Call it .pt: skprobex.convert_checkpoints(folder, out) converts such files."
 # How files begin that are called .safetensors and are none.
 _BEGINNINGS = (
     (
@@ -35,11 +34,11 @@ _BEGINNINGS = (
         "is a pointer to a file in Xet storage, not that file: download it with "
         "huggingface_hub, or 'git xet'.",
     ),
-    (b"PK\x03\x04", f"is a zip archive, as torch.save writes a pickle. {_CONVERT}"),
-    (b"\x80\x02", f"is a pickle. {_CONVERT}"),
-    (b"\x80\x03", f"is a pickle. {_CONVERT}"),
-    (b"\x80\x04", f"is a pickle. {_CONVERT}"),
-    (b"\x80\x05", f"is a pickle. {_CONVERT}"),
+    (b"PK\x03\x04", f"is a zip archive, as torch.save writes a pickle. {_RENAME}"),
+    (b"\x80\x02", f"is a pickle. {_RENAME}"),
+    (b"\x80\x03", f"is a pickle. {_RENAME}"),
+    (b"\x80\x04", f"is a pickle. {_RENAME}"),
+    (b"\x80\x05", f"is a pickle. {_RENAME}"),
     (b"GGUF", "is a GGUF file. Open the safetensors that it was made from."),
     (b"\x89HDF", "is an HDF5 file. Save its weights as safetensors."),
     (b"\x93NUMPY", "is a NumPy array. Save it with skprobex.save_models."),
@@ -91,7 +90,7 @@ def unread_format(name):
     if lower.endswith(".gguf"):
         return "GGUF, which is not read: open the safetensors it was made from"
     if lower.endswith(_PICKLES) and not TRAINERS_STATE.match(name):
-        return "a pickle, which is not read: convert it where you trust it"
+        return "a pickle, which is not read: skprobex.convert_checkpoints converts it"
     if lower.endswith(_OTHERS):
         return "a format that is not read: save the weights as safetensors"
     return None

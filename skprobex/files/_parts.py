@@ -8,10 +8,10 @@ from urllib.parse import quote
 
 from .._natural import natural
 from ..exceptions import CorruptFileError, WeightFileError
-from ._adapters import SETTINGS
 from ._other_formats import explain
 from ._recipes import TensorRef
 from ._safetensors import read_header
+from ._settings import settings_key
 from ._shards import check_shards
 
 _MAX_CONFIG_BYTES = 4 * 2**20
@@ -38,9 +38,7 @@ class OpenPart:
             tuple(map(id, self.headers)),
             self.part.prefix,
             self.index and self.index.digest,
-            None
-            if self.config is None
-            else json.dumps([self.config.get(name) for name in SETTINGS]),
+            self.config and settings_key(self.config),
             self.metadata.get("lora_adapter_metadata"),
         )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
+from enum import Enum
 
 import numpy as np
 import torch
@@ -10,9 +12,11 @@ import torch
 from ..exceptions import UnsupportedFormatError, WeightFileError
 from ..weights._in_files import StoredModel
 from ._adapters import find_layers
-from ._open import _resolve_names, warn_of_dora
+from ._doubts import warn_of_doubts
 from ._recipes import TensorRef
+from ._rename import name_layers
 from ._safetensors import TORCH_DTYPES, TensorInfo
+from ._settings import settings_key
 
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -77,26 +81,26 @@ def models_from_state_dicts(models, metadata):
     ValueError
         If models share their memory.
     """
-    stored, layouts, owners, n_dora = [], {}, {}, 0
+    stored, layouts, owners, doubted = [], {}, {}, defaultdict(list)
     for (name, model), entry in zip(models.items(), metadata, strict=True):
         tensors, config = _tensors(name, model)
         _check_own_memory(name, tensors, owners)
         source = HeldTensors(name, tensors)
-        key = tuple(source.infos), repr(config)
+        key = tuple(source.infos), config and settings_key(config)
         if key not in layouts:
             refs = {info.name: TensorRef(0, info) for info in source.infos}
             layouts[key] = find_layers(refs, {}, config, (source,))
         layers = layouts[key]
         if not layers.specs:
             raise ValueError(f"Model {name!r} holds no tensors.")
-        n_dora += layers.has_dora
-        metadata_of = {**_plain(config or {}), **entry}
+        for doubt in layers.doubts:
+            doubted[doubt].append(str(source))
+        metadata_of = {**(config or {}), **entry}
         stored.append(StoredModel(name, (source,), layers.specs, metadata_of))
-    errors = {}
-    stored = _resolve_names(stored, errors)
+    stored, errors = name_layers(stored)
     if errors:
         raise next(iter(errors.values()))
-    warn_of_dora(n_dora)
+    warn_of_doubts(doubted)
     return stored
 
 
@@ -106,7 +110,7 @@ def _tensors(name, model):
     if isinstance(model, torch.nn.Module):
         configs = getattr(model, "peft_config", None)
         if isinstance(configs, Mapping) and len(configs) == 1:
-            config = next(iter(configs.values())).to_dict()
+            config = _plain(next(iter(configs.values())).to_dict())
         model = model.state_dict()
     if not isinstance(model, Mapping):
         raise TypeError(
@@ -151,6 +155,14 @@ def _check_own_memory(name, tensors, owners):
 
 
 def _plain(config):
-    """The entries of a configuration that are data."""
+    """A configuration as it would be read from its file: what of it is data."""
     kinds = (str, int, float, bool, list, dict, type(None))
-    return {k: v for k, v in config.items() if isinstance(v, kinds)}
+    values = {
+        key: value.value
+        if isinstance(value, Enum)
+        else sorted(value)
+        if isinstance(value, (set, frozenset))
+        else value
+        for key, value in config.items()
+    }
+    return {key: value for key, value in values.items() if isinstance(value, kinds)}

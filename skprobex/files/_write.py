@@ -63,6 +63,11 @@ def save_models(
             "weights_by_layer must be a dict of weights by layer name, got "
             f"{type(weights_by_layer).__name__}."
         )
+    if "__metadata__" in weights_by_layer:
+        raise ValueError(
+            "A layer cannot be called '__metadata__': in a safetensors file that is "
+            "the name of the metadata. Rename it."
+        )
     lengths = {layer: len(W) for layer, W in weights_by_layer.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(
@@ -78,11 +83,6 @@ def save_models(
             raise ValueError(f"{what} has {len(values)} entries for {n_models} models.")
     if len(set(names)) != n_models:
         raise ValueError("names must differ: each is a file's.")
-    if "__metadata__" in weights_by_layer:
-        raise ValueError(
-            "A layer cannot be called '__metadata__': safetensors files keep their "
-            "metadata under that name. Rename it."
-        )
     folder = Path(folder).expanduser()
     paths = [_path(folder, name) for name in names]
     # All of it is checked before anything is written.
