@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from .._warnings import warn
+from .._warnings import listed, warn
 
-_N_NAMED = 5
 _MESSAGES = {
     "dora": (
         "hold DoRA adapters: their true delta needs the base's weights. The product "
@@ -40,6 +39,4 @@ def warn_of_doubts(files_by_doubt):
         files = files_by_doubt.get(doubt)
         if not files:
             continue
-        named = ", ".join(files[:_N_NAMED])
-        more = f" and {len(files) - _N_NAMED} more" if len(files) > _N_NAMED else ""
-        warn(f"{len(files)} models {message}: {named}{more}.")
+        warn(f"{len(files)} models {message}: {listed(files, show=str)}.")

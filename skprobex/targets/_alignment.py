@@ -2,7 +2,7 @@
 
 import numpy as np
 
-_N_NAMED = 3
+from .._warnings import listed
 
 
 def align_targets(y, W):
@@ -41,7 +41,7 @@ def align_targets(y, W):
         return y  # an index of something else: by position, as an array
     lacking = [name for name in names if name not in known]
     if lacking or len(set(index)) != len(index):
-        shown = ", ".join(map(repr, lacking[:_N_NAMED])) or "some names twice"
+        shown = listed(lacking, 3) or "some names twice"
         raise ValueError(
             f"y has an index of models' names, but of others than W: {shown} "
             f"{'is' if len(lacking) == 1 else 'are'} missing or doubled in it. Align "

@@ -11,6 +11,8 @@ import warnings
 import numpy as np
 from sklearn.utils import Bunch
 
+from .._warnings import listed
+
 # Parsing bounds: no label is longer or nested deeper than this.
 _MAX_CHARS = 20_000
 _MAX_DEPTH = 8
@@ -29,7 +31,6 @@ _CONSTANTS = {
 }
 # How writers put that there is no value: JSON, NumPy and pandas.
 _MISSING = {"", "null", "nan", "NaN", "<NA>", "NaT"}
-_N_NAMED = 5
 
 
 def check_key(key, metadata):
@@ -232,11 +233,9 @@ def labelled(values):
 
 def _refuse_missing(has_value, key, names):
     lacking = [name for name, has in zip(names, has_value, strict=True) if not has]
-    named = ", ".join(map(repr, lacking[:_N_NAMED]))
-    more = f" and {len(lacking) - _N_NAMED} more" if len(lacking) > _N_NAMED else ""
     raise ValueError(
-        f"{len(lacking)} of {len(names)} models have no metadata {key!r}: {named}"
-        f"{more}. Leave them out: models = models.select(labelled={key!r}); or take "
+        f"{len(lacking)} of {len(names)} models have no metadata {key!r}: "
+        f"{listed(lacking)}. Leave them out: models = models.select(labelled={key!r}); or take "
         "the labels of the others, models.labels(..., missing='drop')."
     )
 

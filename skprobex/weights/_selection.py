@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-_N_NAMED = 5
+from .._warnings import listed
 
 
 def matching(known, wanted, what):
@@ -32,8 +32,8 @@ def matching(known, wanted, what):
         positions += [i for i in found if i not in set(positions)]
     if unknown:
         raise KeyError(
-            f"There are no {what} named {unknown[:_N_NAMED]}, but {len(known)} others, "
-            f"such as {list(known)[:_N_NAMED]}."
+            f"There are no {what} named {listed(unknown)}, but {len(known)} others, "
+            f"such as {listed(list(known)[:5])}."
         )
     return positions
 

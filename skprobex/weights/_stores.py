@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .._warnings import listed
 from ..exceptions import MissingLayerError
 from ._held import held_models
 from ._in_files import LayerHandle, LayerWeights, StoredModel, check_one_form, form
-
-_N_NAMED = 5
 
 
 class LayerInfo(NamedTuple):
@@ -96,12 +95,9 @@ class InFiles:
     def layer(self, name):
         missing = [model.name for model in self.models if name not in model.specs]
         if missing:
-            named = ", ".join(map(repr, missing[:_N_NAMED]))
-            n_more = len(missing) - _N_NAMED
-            more = f" and {n_more} more" if n_more > 0 else ""
             raise MissingLayerError(
                 f"{len(missing)} of {len(self.models)} models have no layer {name!r}: "
-                f"{named}{more}. Leave them out with "
+                f"{listed(missing)}. Leave them out with "
                 f"models.select(layers=[{name!r}], on_missing='drop')."
             )
         handles = self._handles(range(len(self.models)), name)

@@ -6,10 +6,9 @@ import csv
 import os
 from collections.abc import Mapping
 
+from .._warnings import listed
 from ..exceptions import WeightFileError
 from ._metadata import is_missing
-
-_N_NAMED = 5
 
 
 def is_table(values):
@@ -100,12 +99,12 @@ def rows_by_name(keys, names, what):
     ambiguous = [name for name in names if name in twice]
     if ambiguous:
         raise ValueError(
-            f"{what} have {_listed(ambiguous)} more than once: give each model one row."
+            f"{what} have {listed(ambiguous)} more than once: give each model one row."
         )
     if names and not any(name in where for name in names):
         raise ValueError(
             f"{what} have no row named as any of the {len(names)} models, such as "
-            f"{names[0]!r}, but such as {_listed(list(where)[:2])}: expected the "
+            f"{names[0]!r}, but such as {listed(list(where)[:2])}: expected the "
             "models' names as the index, as in frame.set_index('name')."
         )
     return [where.get(name) for name in names]
@@ -136,11 +135,6 @@ def check_order(entries, names):
                     f"first is {found[0]!r}, but the first model is {names[0]!r}. Pass "
                     f"a DataFrame, which is aligned by name, or sort them."
                 )
-
-
-def _listed(values):
-    more = f" and {len(values) - _N_NAMED} more" if len(values) > _N_NAMED else ""
-    return ", ".join(map(repr, values[:_N_NAMED])) + more
 
 
 def entries_of(metadata, names, before=None):
