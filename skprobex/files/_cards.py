@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # Fields of a card that say something about the model; the rest is for readers.
 _KEYS = ("license", "base_model", "datasets", "tags")
@@ -31,21 +32,29 @@ def read_card(source):
 
 def parse_card(text):
     """See `read_card`."""
-    import yaml
-
     match = _FRONT.match(text.decode("utf-8", errors="replace").replace("\r\n", "\n"))
     if match is None:
         return {}
     fields = {}
-    for key, field in _fields(match[1]).items():
-        if field.count("[") + field.count("{") > _MAX_BRACKETS:
-            continue  # no list of words, and slow to parse
-        try:
-            # In Python, not in C: a card nested too deep is an error and no crash.
-            fields.update(yaml.load(field, yaml.SafeLoader))
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError):
-            fields.pop(key, None)
+    for field in _fields(match[1]).values():
+        fields.update(_parse_field(field))
     return card_metadata(fields)
+
+
+# A zoo's cards say the same of most of its models, and YAML is slow to parse.
+@lru_cache(maxsize=1024)
+def _parse_field(field):
+    """Parse the lines of one field; nothing, if they are no field."""
+    import yaml
+
+    if field.count("[") + field.count("{") > _MAX_BRACKETS:
+        return {}  # no list of words, and slow to parse
+    try:
+        # In Python, not in C: a card nested too deep is an error and no crash.
+        parsed = yaml.load(field, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def _fields(front):

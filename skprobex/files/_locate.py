@@ -126,7 +126,8 @@ class Locator:
 
     def open(self, location):
         """Open a file of a model."""
-        is_hub = location.startswith(f"{self.hub.endpoint}/")
+        is_remote = "://" in location
+        is_hub = is_remote and location.startswith(f"{self.hub.endpoint}/")
         return open_source(
             location,
             self.cache_dir,
