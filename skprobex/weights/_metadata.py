@@ -235,7 +235,8 @@ def _refuse_missing(has_value, key, names):
     lacking = [name for name, has in zip(names, has_value, strict=True) if not has]
     raise ValueError(
         f"{len(lacking)} of {len(names)} models have no metadata {key!r}: "
-        f"{listed(lacking)}. Leave them out: models = models.select(labelled={key!r}); or take "
+        f"{listed(lacking)}. Leave them out: models = "
+        f"models.select(labelled={key!r}); or take "
         "the labels of the others, models.labels(..., missing='drop')."
     )
 
