@@ -15,7 +15,7 @@ from ._classifier import ProbeXClassifier
 from ._embedder import ProbeXEmbedder
 from ._regressor import ProbeXRegressor
 from ._version import __version__ as __version__
-from .files import open_models, save_models
+from .files import convert_checkpoints, open_models, save_models
 from .layers import LayerFusion, LayerSearchCV
 from .saving import load
 from .search import ModelIndex
@@ -39,6 +39,7 @@ __all__ = [
     # Saved estimators
     "load",
     # Files of weights
+    "convert_checkpoints",
     "open_models",
     "save_models",
     # What W can be, beside arrays

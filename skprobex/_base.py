@@ -20,6 +20,7 @@ from .probing.ridge.expert import Problem
 from .probing.views import VIEWS
 from .saving import Saveable
 from .solvers import Adam, Ridge
+from .targets._alignment import align_targets
 from .weights import ONLY, WeightsLike, check_weight_shape
 
 DEFAULT_ALPHAS = tuple(np.logspace(-4, 3, 15).tolist())
@@ -30,11 +31,16 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def all_or_nothing(fit: _Method) -> _Method:
-    """Make a failed fit leave the estimator as it was."""
+    """Make a failed fit leave the estimator as it was, and y be of the models of W."""
 
     @wraps(fit)
     def wrapper(self, *args, **kwargs):
         before = vars(self).copy()
+        W = args[0] if args else kwargs.get("W")
+        if "y" in kwargs:
+            kwargs["y"] = align_targets(kwargs["y"], W)
+        elif len(args) > 1:
+            args = (W, align_targets(args[1], W), *args[2:])
         try:
             return fit(self, *args, **kwargs)
         except BaseException:

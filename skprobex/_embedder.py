@@ -1,5 +1,6 @@
 """ProbeXEmbedder."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from ._base import BaseProbeX, all_or_nothing
 from ._registry import saved
 from ._sklearn import _fit_context
 from ._typing import Center, Device, RandomState, Self, TextEncoder, Views
+from ._warnings import warn
 from .probing.device import (
     as_array,
     as_tensor,
@@ -416,7 +418,14 @@ default="sentence-transformers/all-MiniLM-L6-v2"
 
     def _saved_parameters(self):
         """Stand-ins for parameters that are not saved."""
-        return {"text_encoder": encoder_name(self.text_encoder)}
+        name = encoder_name(self.text_encoder)
+        if name is not None and os.path.isabs(name):
+            warn(
+                f"text_encoder is saved as a folder of this machine, {name!r}: loaded "
+                "elsewhere, it is not found. Name it as on the hub, or give what loads "
+                "the embedder its own: set_params(text_encoder=...)."
+            )
+        return {"text_encoder": name}
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

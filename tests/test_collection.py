@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import cross_val_score, train_test_split
 
-from skprobex.exceptions import MissingLayerError
+from skprobex import ProbeXClassifier
+from skprobex.exceptions import MissingLayerError, WeightFileError
 from skprobex.files import open_models, save_models
 from skprobex.weights import LowRankWeights
 from skprobex.weights._collection import ModelCollection
@@ -121,15 +122,10 @@ def test_labels_of_odd_values():
     assert labels("1", "2.5").tolist() == [1, 2.5]
     assert labels("true", "False").tolist() == [True, False]
     assert labels("1", "x").tolist() == ["1", "x"]
-    assert np.isnan(labels("nan", "1")[0])
     assert labels("None", "a").tolist() == ["None", "a"]
     assert labels("[1, 'a']", "('a',)").classes.tolist() == ["1", "a"]
     assert labels("[]", "[3]").y.tolist() == [[0], [1]]
     assert labels(str(2**80), "1").tolist() == [str(2**80), "1"]
-    with pytest.raises(
-        ValueError, match="1 of 2 models have no metadata 'k': 'model_1'"
-    ):
-        labels("a", None)
 
 
 def test_select(models):
@@ -214,6 +210,204 @@ def test_from_layers_checks_lengths(layers):
         ModelCollection.from_layers({})
     with pytest.raises(ValueError, match="one dict per model"):
         ModelCollection.from_layers(layers, metadata="abcdef")
+
+
+# ------------------------------------------------------------- patterns, joining
+
+
+def test_select_by_patterns_and_functions(models):
+    assert models.select("m[13]").names == ["m1", "m3"]
+    assert models.select(["m4", "m*"]).names == ["m4", "m0", "m1", "m2", "m3", "m5"]
+    assert models.select(lambda name: name > "m3").names == ["m4", "m5"]
+    assert list(models.select(layers="*.weight").layers) == [
+        "layer.2.weight",
+        "layer.10.weight",
+    ]
+    assert list(models.select(layers=lambda name: "bias" in name).layers) == [
+        "layer.2.bias"
+    ]
+    with pytest.raises(KeyError, match=r"no layers named '\*query\*',.*layer\.2"):
+        models.select(layers="*query*")
+    with pytest.raises(KeyError, match="no models named"):
+        models.select(["m1", "x*"])
+
+
+def test_names_with_brackets_mean_themselves_first():
+    layers = {"w[0]": np.zeros((2, 2, 2)), "w0": np.ones((2, 2, 2))}
+    models = ModelCollection.from_layers(layers)
+    assert list(models.select(layers="w[0]").layers) == ["w[0]"]
+    assert list(models.select(layers="w[[]0]").layers) == ["w[0]"]
+
+
+def test_concatenation(models, layers):
+    both = models + models[[5, 0]]
+    assert both.names == [*models.names, "m5 (2)", "m0 (2)"]
+    assert both.metadata == [*models.metadata, models.metadata[5], models.metadata[0]]
+    for name, W in layers.items():
+        np.testing.assert_array_equal(
+            np.asarray(both[name]), np.concatenate([W, W[[5, 0]]])
+        )
+    assert both[6:].names == ["m5 (2)", "m0 (2)"]
+    (batch,) = both["layer.10.weight"][4:7].batches(CPU)
+    np.testing.assert_array_equal(batch, layers["layer.10.weight"][[4, 5, 5]])
+    again = pickle.loads(pickle.dumps(both))
+    np.testing.assert_array_equal(again["layer.2.bias"], both["layer.2.bias"])
+    selected = models.select(layers="layer.2.bias") + models
+    assert selected.layers["layer.2.weight"].n_models == 6
+    with pytest.raises(MissingLayerError, match="6 of 12 models"):
+        selected["layer.2.weight"]
+    with pytest.raises(TypeError):
+        models + [1]
+    with pytest.raises(TypeError, match="A dict is no collection"):
+        ModelCollection.concat([models, {}])
+    with pytest.raises(ValueError, match="one collection"):
+        ModelCollection.concat([])
+
+
+def test_concatenation_of_memory_and_files(tmp_path):
+    rng = np.random.default_rng(0)
+    B, A = rng.normal(size=(2, 6, 2)), rng.normal(size=(2, 2, 5))
+    low_rank = LowRankWeights(B, A, scale=[0.5, 2.0])
+    save_models(tmp_path, {"q.weight": low_rank}, names=["x", "y"])
+    files = open_models(tmp_path)
+    held = ModelCollection.from_layers({"q.weight": low_rank}, ["a", "b"])
+    both = ModelCollection.concat([held, files, held[[1]]])
+    assert both.names == ["a", "b", "x", "y", "b (2)"]
+    W = both["q.weight"]
+    assert W.is_low_rank and W.rank == 2
+    dense = np.asarray(low_rank)
+    np.testing.assert_allclose(W, dense[[0, 1, 0, 1, 1]])
+    assert isinstance(W.load(), LowRankWeights)
+    lazy = ModelCollection.from_layers({"q.weight": files["q.weight"]}, ["a", "b"])
+    np.testing.assert_allclose((lazy + held)["q.weight"], dense[[0, 1, 0, 1]])
+    tensors = ModelCollection.from_layers({"w": torch.ones(2, 3, 4).bfloat16()})
+    joined = tensors + tensors
+    assert joined["w"].dtype == np.float32 and joined["w"].shape == (4, 3, 4)
+    np.testing.assert_array_equal(joined["w"], np.ones((4, 3, 4)))
+
+
+# ------------------------------------------------------------------- networks in memory
+
+
+def test_from_state_dicts():
+    torch.manual_seed(0)
+    nets = {f"net_{i}": torch.nn.Linear(4, 3) for i in range(3)}
+    models = ModelCollection.from_state_dicts(nets, [{"k": i} for i in range(3)])
+    assert models.names == list(nets) and list(models.layers) == ["bias", "weight"]
+    weights = [net.weight.detach().numpy() for net in nets.values()]
+    np.testing.assert_array_equal(models["weight"], weights)
+    np.testing.assert_array_equal(models["weight"][1], weights[1])
+    assert models[[2, 0]].labels("k").tolist() == [2, 0]
+    (batch,) = models["weight"].batches(CPU)
+    np.testing.assert_array_equal(batch, weights)
+    states = [net.state_dict() for net in nets.values()]
+    listed = ModelCollection.from_state_dicts(states)
+    assert listed.names == ["model_0", "model_1", "model_2"]
+    np.testing.assert_array_equal(listed["bias"], models["bias"])
+    arrays = {"a": {"w": weights[0]}, "b": {"w": weights[1]}}
+    np.testing.assert_array_equal(
+        ModelCollection.from_state_dicts(arrays)["w"], weights[:2]
+    )
+    half = ModelCollection.from_state_dicts(
+        {"a": {"w": torch.ones(2, 3, dtype=torch.bfloat16), "n": 3}}
+    )
+    assert half["w"].dtype == np.float32 and half["w"].shape == (1, 2, 3)
+    again = pickle.loads(pickle.dumps(models))
+    np.testing.assert_array_equal(again["weight"], weights)
+
+
+def test_state_dicts_of_several_architectures():
+    states = {"a": {"w": torch.ones(2, 2)}, "b": {"w": torch.ones(2, 2)}}
+    states["c"] = {"w": torch.ones(3, 2), "v": torch.ones(1)}
+    models = ModelCollection.from_state_dicts(states)
+    assert models.groups.tolist() == [0, 0, 1]
+    with pytest.raises(MissingLayerError, match="c: "):
+        models["w"]
+    models = ModelCollection.from_state_dicts(states, on_missing="drop")
+    with pytest.warns(UserWarning, match="1 of 3 models"):
+        assert models["w"].names == ["a", "b"]
+
+
+def test_adapters_in_memory():
+    A, B = torch.randn(2, 5), torch.randn(6, 2)
+    keys = {
+        "base_model.model.q.lora_A.weight": A,
+        "base_model.model.q.lora_B.weight": B,
+    }
+    models = ModelCollection.from_state_dicts(
+        {"a": {**keys, "base_model.model.q.alpha": torch.tensor(4.0)}}
+    )
+    assert list(models.layers) == ["q.weight"] and models["q.weight"].is_low_rank
+    np.testing.assert_allclose(models["q.weight"][0], 2 * (B @ A), rtol=1e-6)
+
+
+def test_a_peft_model_in_memory_keeps_its_scale():
+    from peft import LoraConfig, get_peft_model
+
+    net = torch.nn.Sequential(torch.nn.Linear(5, 6))
+    config = LoraConfig(r=2, lora_alpha=8, target_modules=["0"])
+    net = get_peft_model(net, config)
+    layer = net.base_model.model[0]
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    models = ModelCollection.from_state_dicts({"a": net})
+    delta = layer.get_delta_weight("default").detach()
+    lora = next(n for n, i in models.layers.items() if i.is_low_rank)
+    np.testing.assert_allclose(models[lora][0], delta, rtol=1e-6)
+
+
+def test_state_dicts_that_are_none():
+    net = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"'a' and 'b' are the same memory.*deepcopy"):
+        ModelCollection.from_state_dicts({"a": net, "b": net.state_dict()})
+    with pytest.raises(TypeError, match="'a' is a int"):
+        ModelCollection.from_state_dicts({"a": 3})
+    with pytest.raises(TypeError, match="got dict"):
+        ModelCollection.from_state_dicts({})
+    with pytest.raises(TypeError, match=r"dict at 'state_dict'"):
+        ModelCollection.from_state_dicts({"a": {"state_dict": net.state_dict()}})
+    with pytest.raises(ValueError, match="'a' holds no tensors"):
+        ModelCollection.from_state_dicts({"a": {"epoch": 3}})
+    with pytest.raises(WeightFileError, match=r"complex|dtype|torch\.complex64"):
+        ModelCollection.from_state_dicts(
+            {"a": {"w": torch.ones(2).to(torch.complex64)}}
+        )
+    with pytest.raises(ValueError, match="metadata has 1 entries for 2"):
+        ModelCollection.from_state_dicts([torch.nn.Linear(2, 2) for _ in "ab"], [{}])
+
+
+def test_html_shows_models_metadata_and_layers():
+    models = ModelCollection.from_layers(
+        {"<w>": np.zeros((30, 2, 2))},
+        names=[f"run_{i}" for i in range(29)] + ["x" * 500],
+        metadata=[{"task<": "a"}] * 30,
+    )
+    html = models._repr_html_()
+    assert "<code>run_0</code>" in html and "and 18 more" in html
+    assert "<code>task&lt;</code>" in html and "<code>&lt;w&gt;</code>" in html
+    assert "xxx..." in models[[29]]._repr_html_() and "x" * 100 not in html
+
+
+def test_names_of_any_digits_are_sorted():
+    names = ["a" + "9" * 5000, "a10", "a9", "a09", "b", "a" + "1" + "0" * 5000]
+    models = ModelCollection.from_layers({n: np.zeros((2, 2)) for n in names})
+    assert list(models.layers) == ["a09", "a9", "a10", names[0], names[5], "b"]
+    assert repr(models) == "ModelCollection(2 models, 6 layers)"
+
+
+def test_several_layers_of_a_collection_that_drops(tmp_path):
+    """What not all models have is left out, with one warning, and y stays y."""
+    for i in range(12):
+        tensors = {"a": torch.randn(6, 6), "b": torch.randn(6, 6)}
+        if i % 3 == 0:
+            tensors["head"] = torch.randn(2, 6)
+        save_file(tensors, tmp_path / f"m{i:02}.safetensors")
+    models = open_models(tmp_path, on_missing="drop")
+    with pytest.warns(UserWarning) as caught:
+        fitted = ProbeXClassifier().fit(models, np.arange(12) % 2)
+    assert [str(w.message) for w in caught if "left out" in str(w.message)] == [
+        "1 of 3 layers were left out, as not all models have them in one shape: 'head'."
+    ]
+    assert list(fitted.weight_shape_) == ["a", "b"]
 
 
 # ---------------------------------------------------------------------------- saving

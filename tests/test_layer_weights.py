@@ -36,7 +36,11 @@ def low_rank(tmp_path, n=5):
         up = torch.randn(6, 1 + i % 3, generator=generator)
         down = torch.randn(1 + i % 3, 5, generator=generator)
         save_file(
-            {"a.lora_A.weight": down, "a.lora_B.weight": up},
+            {
+                "a.lora_A.weight": down,
+                "a.lora_B.weight": up,
+                "a.alpha": torch.tensor(float(len(down))),
+            },
             tmp_path / f"m{i}.safetensors",
         )
         products.append((up @ down).numpy())

@@ -1,5 +1,6 @@
 """Model Trees: found, routed to, and given experts."""
 
+import json
 import pickle
 import warnings
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.spatial.distance import cdist
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.ensemble import RandomForestClassifier
@@ -328,6 +330,97 @@ def test_adapters_are_a_tree_beside_full_weights(tmp_path):
     expected = [0 if "full" in name else 1 for name in models.names]
     for n_trees in (None, 2):
         assert ModelTreeClustering(n_trees).fit(models).labels_.tolist() == expected
+
+
+def test_adapters_of_one_base_are_one_tree_whatever_they_change(tmp_path):
+    """Other target modules, some of them with none in common."""
+    for name, letters in {"qv": "qv", "q": "q", "kq": "kq", "o": "o"}.items():
+        for i in range(2):
+            save_adapter(tmp_path / f"{name}{i}", letters, "org/base")
+    for i in range(3):
+        save_adapter(tmp_path / f"z{i}", "qv", "org/other")
+    models = open_models(tmp_path)
+    clustering = ModelTreeClustering().fit(models)
+    expected = [1 if name.startswith("z") else 0 for name in models.names]
+    assert clustering.labels_.tolist() == expected
+    assert clustering.predict(models).tolist() == expected
+    # Of layers that fit never saw: the base still tells.
+    save_adapter(tmp_path / "new" / "a", "x", "org/base")
+    save_adapter(tmp_path / "new" / "b", "q", "org/third")
+    assert clustering.predict(open_models(tmp_path / "new")).tolist() == [0, -1]
+    with pytest.raises(MissingLayerError, match=r"8 adapters of 'org/base' have no"):
+        base = models.select(lambda name: not name.startswith("z"))
+        ModelTreeClustering(2).fit(base)
+
+
+def test_layers_of_two_shapes_belie_a_declared_base(tmp_path):
+    save_adapter(tmp_path / "a", "q", "org/base", d=8)
+    save_adapter(tmp_path / "b", "q", "org/base", d=6)
+    models = open_models(tmp_path)
+    assert ModelTreeClustering().fit(models).labels_.tolist() == [0, 1]
+
+
+def save_adapter(folder, modules, base, d=8):
+    folder.mkdir(parents=True)
+    tensors = {}
+    for module in modules:
+        key = f"base_model.model.h.0.{module}"
+        tensors[f"{key}.lora_A.weight"] = torch.randn(2, d)
+        tensors[f"{key}.lora_B.weight"] = torch.randn(d, 2)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    config["base_model_name_or_path"] = base
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "bases, names",
+    [
+        (["gpt2", "openai-community/gpt2", "C:\\models\\gpt2"], 1),
+        (["/a/b/gpt2/", "./gpt2", "gpt2", "~/x/gpt2"], 1),
+        (["GPT2", "gpt2"], 1),
+        (["/home/me/.cache/hub/models--org--m/snapshots/0123abc", "org/m"], 1),
+        (["https://huggingface.co/org/m", "org/m", "hf://org/m@main"], 1),
+        (["models/sd15.safetensors", "runwayml/sd15"], 1),
+        # Whose is meant by the name alone, nobody knows.
+        (["a/m", "b/m"], 2),
+        (["a/m", "b/m", "m"], 3),
+        (["gpt2", "gpt2-medium"], 2),
+        (["", "gpt2", None], 2),
+    ],
+)
+def test_bases_however_they_are_spelt(bases, names, tmp_path):
+    W = LowRankWeights(np.ones((len(bases), 4, 1)), np.ones((len(bases), 1, 4)))
+    metadata = [{"base_model_name_or_path": base} for base in bases]
+    models = ModelCollection.from_layers({"q.weight": W}, metadata=metadata)
+    assert len(set(models.groups.tolist())) == names
+    fitted = ModelTreeClustering().fit(models)
+    assert fitted.n_trees_ == names
+    # Recognised one by one, in the words of each.
+    alone = [int(fitted.predict(models[[i]])[0]) for i in range(len(bases))]
+    assert alone == fitted.labels_.tolist()
+
+
+def test_a_base_in_other_words_is_recognised():
+    def adapter(base):
+        W = LowRankWeights(np.ones((2, 4, 1)), np.ones((2, 1, 4)))
+        metadata = [{"base_model": base}] * 2
+        return ModelCollection.from_layers({"q.weight": W}, metadata=metadata)
+
+    for known, other in (("gpt2", "org/gpt2"), ("org/gpt2", "/data/gpt2")):
+        fitted = ModelTreeClustering().fit(adapter(known))
+        assert fitted.predict(adapter(other)).tolist() == [0, 0]
+    fitted = ModelTreeClustering().fit(adapter("org/gpt2"))
+    assert fitted.predict(adapter("other/gpt2")).tolist() == [-1, -1]
+
+
+def test_bases_that_the_user_names(tmp_path):
+    save_adapter(tmp_path / "a", "q", "/data/my-base")
+    save_adapter(tmp_path / "b", "q", "org/base")
+    assert open_models(tmp_path).groups.tolist() == [0, 1]
+    models = open_models(tmp_path, bases={"/data/my-base": "org/base"})
+    assert models.groups.tolist() == [0, 0]
+    assert models.labels("base_model_name_or_path").tolist() == ["org/base"] * 2
 
 
 @pytest.mark.parametrize("layer", ["hidden1.weight", "hidden2.weight"])

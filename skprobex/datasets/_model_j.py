@@ -145,7 +145,7 @@ def fetch_model_jungle(
         )[:n_models]
         for name in splits
     ]
-    models = ModelCollection._join(collections)
+    models = ModelCollection.concat(collections)
     W = models[layer]
     _fetch(W, verbose)
     labels = models.labels(chosen.label)

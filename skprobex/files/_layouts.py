@@ -1,22 +1,21 @@
 """Find the models in a folder or a repository, by the names of its files alone.
 
 Everything becomes a list of relative paths first, wherever the files lie; which of
-them form one model is then a question about names.
+them form one model is then a question about names, and about what indices name.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections import defaultdict
-from pathlib import Path
 from typing import NamedTuple
 
-from ..exceptions import CorruptFileError, UnsupportedFormatError, WeightFileError
+from .._natural import natural
+from ._other_formats import MODEL_STEM, TRAINERS_STATE, unread_format
+from ._runs import REASON, last_of_folders, last_of_stems
+from ._shards import INDEX, SHARD
 
-_INDEX = ".safetensors.index.json"
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
+_SUFFIX = ".safetensors"
 # Files that are a folder's model: it is then called as the folder is. First come first.
 _CANONICAL = (
     "model",
@@ -26,100 +25,58 @@ _CANONICAL = (
     "pytorch_model",
 )
 _CANONICAL_STEM = re.compile(rf"({'|'.join(_CANONICAL)})(\.(?P<variant>\w+))?")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-# Trainers keep these beside the weights.
-_NO_CHECKPOINT = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")
+# The same weights with fewer digits, or averaged: the best comes first.
+_PRECISIONS = ("fp32", "float32", "non_ema", "bf16", "bfloat16", "fp16", "float16")
+_PRECISIONS += ("ema", "fp8", "fp8_e4m3fn", "fp8_e5m2", "int8", "8bit", "4bit", "nf4")
+# The same model once more, in its authors' own format.
+_AUTHORS_STEM = re.compile(r"consolidated(\..*)?", re.DOTALL)
+_AUTHORS_FOLDERS = ("original", "metal")
+# A diffusion pipeline's folders: the network that is trained, and those that serve it.
+_DENOISERS = ("unet", "transformer", "transformer_2", "prior")
+_SERVANTS = ("vae", "vqvae", "movq", "text_encoder", "text_encoder_2", "text_encoder_3")
+_SERVANTS += ("image_encoder",)
+_NO_COMPONENTS = ("safety_checker",)
+# A sentence encoder's: 1_Pooling, 2_Dense.
+_MODULE = re.compile(r"[0-9]{1,3}_\w{1,60}")
 
 
-class ModelFiles(NamedTuple):
-    """One model: its name, and the locations of its files.
+class Part(NamedTuple):
+    """Files whose tensors are of one model: one, its shards, or a component's.
 
-    `files` are pairs of a location and what to put before the names of its tensors;
-    `shard_index` is the location of an index, `config` that of a PEFT configuration.
+    `files` are locations; `prefix` goes before the names of the tensors; `shard_index`
+    is the location of a shard index, and `config` that of an adapter's configuration.
+    Without `files`, an index names files beside it.
     """
 
-    name: str
-    files: tuple[tuple[str, str], ...]
+    files: tuple[str, ...]
+    prefix: str = ""
     shard_index: str | None = None
     config: str | None = None
 
 
-def walk(root):
-    """List the files below a folder, relative to it, in a stable order.
+class ModelFiles(NamedTuple):
+    """One model: its name, its parts, and its card.
 
-    Hidden folders, half-downloaded files and the blobs of a Hugging Face cache are
-    left out, its repositories replaced by their current snapshots, and links that
-    lead back to a folder being walked are not followed.
-
-    Returns
-    -------
-    list of (str, str)
-        Relative posix path, and the path to open.
+    `card` is the location of a model card, or what one says already.
     """
-    found = []
-    _walk(os.fspath(root), "", (), found)
-    return sorted(found)
+
+    name: str
+    parts: tuple[Part, ...]
+    card: str | dict | None = None
 
 
-def _walk(folder, prefix, ancestors, found):
-    real = os.path.realpath(folder)
-    if real in ancestors:
-        return
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        if not ancestors:
-            raise WeightFileError(
-                f"{folder} cannot be listed ({error.strerror})."
-            ) from None
-        return
-    for entry in entries:
-        name = entry.name
-        if name.startswith(".") or name.endswith(".incomplete"):
-            continue
-        try:
-            is_folder = entry.is_dir()
-        except OSError:  # a link to itself
-            continue
-        if not is_folder:
-            found.append((prefix + name, entry.path))
-            continue
-        repository = cached_repository(entry.path)
-        if repository is not None:
-            name, path = repository
-            if path is not None:
-                _walk(path, f"{prefix}{name}/", (*ancestors, real), found)
-        else:
-            _walk(entry.path, f"{prefix}{name}/", (*ancestors, real), found)
+class LeftOut(NamedTuple):
+    """A file or folder that is not opened, and why.
 
-
-def cached_repository(folder, revision=None):
-    """Resolve a Hugging Face cache folder ``models--<org>--<repo>``.
-
-    Returns
-    -------
-    (name, snapshot) or None
-        None if it is no such folder; the snapshot is None if nothing is in it.
+    `is_twin` says that nothing is lost by it: what it holds is read from elsewhere.
     """
-    folder = Path(folder)
-    if not folder.name.startswith("models--") or not (folder / "snapshots").is_dir():
-        return None
-    name = folder.name.removeprefix("models--").replace("--", "/")
-    snapshots = sorted(path for path in (folder / "snapshots").iterdir())
-    for wanted in (revision,) if revision else ("main",):
-        try:
-            commit = (folder / "refs" / wanted).read_text().strip()
-        except (OSError, ValueError):
-            commit = wanted
-        if commit and (folder / "snapshots" / commit).is_dir():
-            return name, str(folder / "snapshots" / Path(commit).name)
-    if revision is None and snapshots:
-        # No reference to main: a download by commit. Take the newest.
-        return name, str(max(snapshots, key=lambda path: path.stat().st_mtime_ns))
-    return name, None
+
+    path: str
+    reason: str
+    is_twin: bool = False
 
 
-def group_files(paths, root_name, location):
+def group_files(paths, root_name, location, indices=None, checkpoints="last"):
     """Group files into models.
 
     Parameters
@@ -130,92 +87,286 @@ def group_files(paths, root_name, location):
         Name of a model whose files lie in the root itself.
     location : callable
         Turns a relative path into what can be opened.
+    indices : dict of str to list of str, default=None
+        By the path of each shard index that can be read, the shards that it names,
+        relative to its folder.
+    checkpoints : {"last", "all"}, default="last"
+        Which checkpoints of a training run are models.
 
     Returns
     -------
-    list of ModelFiles
+    models : list of ModelFiles
         Sorted by name, names unique.
+    left_out : list of LeftOut
     """
-    folders = defaultdict(list)
-    for path in paths:
-        folder, _, name = path.rpartition("/")
-        folders[folder].append(name)
-    models, pipelines = [], set()
-    for folder in sorted(folders):
-        parent = folder.rpartition("/")[0] if folder else None
-        if parent in pipelines and folder:
-            continue
-        if "model_index.json" in folders[folder]:
-            pipeline = _pipeline(folder, folders, root_name, location)
-            if pipeline is not None:
-                pipelines.add(folder)
-                models.append(pipeline)
-                continue
-        models += _group_folder(folder, folders[folder], root_name, location)
-    return make_unique(sorted(models, key=lambda model: model.name))
+    found = {path: path for path in paths}
+    left_out = []
+    if checkpoints == "last":
+        found, dropped = last_of_folders(found, _has_model)
+        left_out += [LeftOut(path, REASON) for path in dropped]
+    grouping = _Grouping(found, location, indices or {}, checkpoints)
+    models = grouping.models()
+    left_out += grouping.left_out
+    named = [
+        ModelFiles(folder or root_name, parts, grouping.card(card_folder))
+        for folder, parts, card_folder in models
+    ]
+    return make_unique(sorted(named, key=lambda model: natural(model.name))), left_out
+
+
+def _has_model(names):
+    """Whether files of these names are, one of them at least, a folder's model."""
+    stems = {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)} | {
+        match["stem"] for name in names if (match := INDEX.fullmatch(name))
+    }
+    stems |= {match["stem"] for name in names if (match := SHARD.fullmatch(name))}
+    return any(_CANONICAL_STEM.fullmatch(stem) for stem in stems)
 
 
 def _in(folder, name):
     return f"{folder}/{name}" if folder else name
 
 
-def _pipeline(folder, folders, root_name, location):
-    """Join the components of a diffusers pipeline into one model."""
-    files = []
-    below = [name for name in folders if name.rpartition("/")[0] == folder and name]
-    for component in sorted(below):
-        prefix = component.rpartition("/")[2]
-        if prefix == "safety_checker":
-            continue
-        parts = _group_folder(component, folders[component], root_name, location)
-        if not parts or parts[0].shard_index is not None:
-            # Sharded components keep models of their own.
+class _Group(NamedTuple):
+    """Files of one name in a folder: a file, shards, or an index with its shards."""
+
+    files: tuple[str, ...]
+    shard_index: str | None = None
+
+
+class _Grouping:
+    """The models of one listing; `left_out` fills as they are found."""
+
+    def __init__(self, found, location, indices, checkpoints):
+        self._found, self._indices = found, indices
+        self._of = location
+        self._checkpoints = checkpoints
+        self.left_out = []
+        self._folders, self._below = defaultdict(list), defaultdict(dict)
+        for path in found:
+            folder, _, name = path.rpartition("/")
+            self._folders[folder].append(name)
+        # Folders in folders, by their last name.
+        for folder in self._folders:
+            if folder:
+                parent, _, name = folder.rpartition("/")
+                self._below[parent][name] = folder
+        # What an index names belongs to it, wherever it lies.
+        self._claimed = set()
+        for path in found:
+            if INDEX.fullmatch(path.rpartition("/")[2]):
+                self._claimed.update(self._shards_of(path) or ())
+
+    def _location(self, path):
+        return self._of(self._found[path])
+
+    def _shards_of(self, index):
+        """Paths of the shards that an index names; None if it cannot be read."""
+        shards = self._indices.get(self._found[index])
+        if shards is None:
             return None
-        files += [(path, f"{prefix}.") for path, _ in parts[0].files]
-    return ModelFiles(folder or root_name, tuple(files)) if files else None
+        folder = index.rpartition("/")[0]
+        return [_in(folder, shard) for shard in shards]
 
+    def models(self):
+        """List ``(name, parts, folder)`` of each model."""
+        models, done = [], set()
+        for folder in sorted({*self._folders, *self._below}, key=natural):
+            if folder in done:
+                continue
+            components = self._components(folder)
+            parts = self._join(folder, components) if components else ()
+            if parts:
+                own = [(folder, parts)]
+                done.update(components)
+            else:
+                groups = self._split(folder, self._groups(folder))
+                own = [(name, (part,)) for name, part in groups]
+            models += [(name, parts, folder) for name, parts in own]
+            if not parts and any(name == folder for name, _ in own):
+                done.update(self._set_aside(folder))
+            self._list_unread(folder, bool(own))
+        return models
 
-def _group_folder(folder, names, root_name, location):
-    weights = [name for name in names if name.endswith(".safetensors")]
-    indices = [name for name in names if name.endswith(_INDEX)]
-    config = (
-        location(_in(folder, "adapter_config.json"))
-        if "adapter_config.json" in names
-        else None
-    )
-    # stem -> (files, index), a model each
-    groups = {}
-    for name in indices:
-        groups[name.removesuffix(_INDEX)] = ((), location(_in(folder, name)))
-    for name in weights:
-        match = _SHARD.fullmatch(name)
-        stem = match["stem"] if match else name.removesuffix(".safetensors")
-        files, index = groups.get(stem, ((), None))
-        if match is None or index is None:
-            groups[stem] = ((*files, name), index if match else None)
-    if any(index for _, index in groups.values()):
-        # The same model once more, in its authors' own format.
-        groups.pop("consolidated", None)
-    for stem in sorted(groups):
-        match = _CANONICAL_STEM.fullmatch(stem)
-        if match and match["variant"] and match[1] in groups:
-            # The same model in another precision.
-            del groups[stem]
-    main = next((stem for stem in _CANONICAL if stem in groups), None)
-    if main is None:
-        variants = [stem for stem in sorted(groups) if _CANONICAL_STEM.fullmatch(stem)]
-        main = variants[0] if variants else None
-    models = []
-    for stem, (files, index) in groups.items():
-        models.append(
-            ModelFiles(
-                (folder or root_name) if stem == main else _in(folder, stem),
-                tuple((location(_in(folder, name)), "") for name in sorted(files)),
-                index,
-                config,
+    def _components(self, folder):
+        """The folders that are one model together with this one."""
+        names, below = self._folders.get(folder, ()), self._below[folder]
+        if "model_index.json" in names:
+            return list(below.values())
+        if "modules.json" in names:
+            return [path for name, path in below.items() if _MODULE.fullmatch(name)]
+        # A pipeline without its list: a denoiser, and what serves it.
+        with_weights = {name for name, path in below.items() if self._has_weights(path)}
+        is_pipeline = with_weights & set(_DENOISERS) and with_weights & set(_SERVANTS)
+        if not is_pipeline or self._has_weights(folder):
+            return []
+        return [
+            path for name, path in below.items() if name in (*_DENOISERS, *_SERVANTS)
+        ]
+
+    def _has_weights(self, folder):
+        return any(name.endswith(_SUFFIX) for name in self._folders.get(folder, ()))
+
+    def _join(self, folder, components):
+        """Make one model of a folder's components; those of a sentence encoder follow
+        what lies in the folder itself.
+        """
+        parts = []
+        is_encoder = "modules.json" in self._folders.get(folder, ())
+        for path in [folder, *sorted(components)] if is_encoder else sorted(components):
+            name = "" if path == folder else path.rpartition("/")[2]
+            if name in _NO_COMPONENTS or not (groups := self._groups(path)):
+                continue
+            main = self._main(groups) or min(groups)
+            parts.append(self._part(path, groups.pop(main), f"{name}." if name else ""))
+            for group in groups.values():
+                self._leave(group, "not the file that its pipeline reads")
+        if parts and not is_encoder:
+            for group in self._groups(folder).values():
+                self._leave(group, "the pipeline beside it, in one file", is_twin=True)
+        return tuple(parts)
+
+    def _set_aside(self, folder):
+        """List folders below a model's that hold the same or what serves it."""
+        done = []
+        for name, path in self._below[folder].items():
+            if name in _AUTHORS_FOLDERS:
+                reason = "the model above it, in its authors' own format"
+            elif name in _SERVANTS or name in _NO_COMPONENTS:
+                reason = "a component of the model above it"
+            else:
+                continue
+            done.append(path)
+            for file in self._folders[path]:
+                if file.endswith(_SUFFIX) and _in(path, file) not in self._claimed:
+                    self.left_out.append(LeftOut(_in(path, file), reason, True))
+        return done
+
+    def _groups(self, folder):
+        """Group a folder's weights by name, without what is there twice."""
+        names = sorted(self._folders.get(folder, ()))
+        groups = {}
+        for name in names:
+            if match := INDEX.fullmatch(name):
+                shards = self._shards_of(_in(folder, name)) or ()
+                groups[match["stem"] + (match["variant"] or "")] = _Group(
+                    tuple(shards), _in(folder, name)
+                )
+        for name in names:
+            path = _in(folder, name)
+            if not name.endswith(_SUFFIX) or path in self._claimed:
+                continue
+            if TRAINERS_STATE.match(name):
+                self.left_out.append(LeftOut(path, "a trainer's state, no model", True))
+                continue
+            match = SHARD.fullmatch(name)
+            stem = name.removesuffix(_SUFFIX)
+            if match:
+                stem = match["stem"] + (match["variant"] or "")
+            group = groups.get(stem, _Group(()))
+            if match and group.shard_index:
+                reason = "a shard that the index beside it does not name"
+                if group.files:
+                    self.left_out.append(LeftOut(path, reason))
+                continue
+            if match is None and group != _Group(()):
+                # The whole beside its shards.
+                self._leave(group, "the same model in shards", is_twin=True)
+                group = _Group(())
+            groups[stem] = group._replace(files=(*group.files, path))
+        return self._without_twins(folder, groups)
+
+    def _without_twins(self, folder, groups):
+        for stem in sorted(groups):
+            match = _CANONICAL_STEM.fullmatch(stem)
+            if not match or not match["variant"]:
+                continue
+            variant = match["variant"].lower()
+            best = min(
+                (p for p in _PRECISIONS if f"{match[1]}.{p}" in groups),
+                key=_PRECISIONS.index,
+                default=None,
             )
+            if match[1] not in groups and best in (None, variant):
+                continue
+            if variant in _PRECISIONS:
+                reason = "the same model in another precision"
+                self._leave(groups.pop(stem), reason, is_twin=True)
+            elif match[1] in groups:
+                reason = (
+                    f"named as if it were {match[1]}.safetensors beside it in another "
+                    "form: if it is another model, rename it, or pass the file itself"
+                )
+                self._leave(groups.pop(stem), reason)
+        main = self._main(groups)
+        if main is not None and not _AUTHORS_STEM.fullmatch(main):
+            for stem in [s for s in groups if _AUTHORS_STEM.fullmatch(s)]:
+                reason = "the model beside it, in its authors' own format"
+                self._leave(groups.pop(stem), reason, is_twin=True)
+        return groups
+
+    def _leave(self, group, reason, is_twin=False):
+        path = group.shard_index or group.files[0]
+        self.left_out.append(LeftOut(path, reason, is_twin))
+
+    @staticmethod
+    def _main(groups):
+        """Pick the group that is the folder's model, if there is one."""
+        main = next((stem for stem in _CANONICAL if stem in groups), None)
+        if main is None:
+            matches = [_CANONICAL_STEM.fullmatch(stem) for stem in sorted(groups)]
+            precise = [m[0] for m in matches if m and m["variant"] in _PRECISIONS]
+            indexed = [stem for stem, group in groups.items() if group.shard_index]
+            main = (precise or (indexed if len(indexed) == 1 else []) or [None])[0]
+        return main
+
+    def _split(self, folder, groups):
+        """Name each group of a folder, and leave out the checkpoints among them."""
+        renamed, main = {}, self._main(groups)
+        if self._checkpoints == "last":
+            renamed, dropped = last_of_stems(groups, main is not None)
+            for stem in dropped:
+                self._leave(groups.pop(stem), REASON)
+        for stem in sorted(groups, key=natural):
+            name = renamed.get(stem, stem)
+            name = "" if stem == main or name in _CANONICAL else name
+            part = self._part(folder, groups[stem])
+            yield (_in(folder, name) if name else folder), part
+
+    def _part(self, folder, group, prefix=""):
+        config = _in(folder, "adapter_config.json")
+        return Part(
+            tuple(
+                self._location(path) if path in self._found else ""
+                for path in sorted(group.files, key=natural)
+            ),
+            prefix,
+            self._location(group.shard_index) if group.shard_index else None,
+            self._location(config) if config in self._found else None,
         )
-    return models
+
+    def card(self, folder):
+        """Location of the nearest model card at a folder or above it."""
+        while True:
+            path = _in(folder, "README.md")
+            if path in self._found:
+                return self._location(path)
+            if not folder:
+                return None
+            folder = folder.rpartition("/")[0]
+
+    def _list_unread(self, folder, has_model):
+        """List a folder's weights in formats that are not read."""
+        names = self._folders.get(folder, ())
+        stems = {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
+        for name in sorted(names):
+            reason = unread_format(name)
+            if reason is not None:
+                stem = name.rpartition(".")[0]
+                # As libraries call the folder's model in that format.
+                is_model = MODEL_STEM.fullmatch(re.split(r"\.|-0", name)[0])
+                is_twin = stem in stems or (has_model and bool(is_model))
+                self.left_out.append(LeftOut(_in(folder, name), reason, is_twin))
 
 
 def make_unique(models):
@@ -228,94 +379,3 @@ def make_unique(models):
         taken.add(name)
         unique.append(model._replace(name=name))
     return unique
-
-
-def check_shards(paths):
-    """Check that shards without an index are all there.
-
-    Raises
-    ------
-    CorruptFileError
-        Naming the first that is missing.
-    """
-    for path in paths:
-        match = _SHARD.fullmatch(path.replace(os.sep, "/").rpartition("/")[2])
-        if match is None:
-            continue
-        total = int(match["total"])
-        numbers = {
-            int(found["number"])
-            for other in paths
-            if (
-                found := _SHARD.fullmatch(other.replace(os.sep, "/").rpartition("/")[2])
-            )
-        }
-        for number in range(1, min(total, 99_999) + 1):
-            if number not in numbers:
-                raise CorruptFileError(
-                    f"{match['stem']}-{number:05d}-of-{total:05d}.safetensors is "
-                    f"missing beside {path}: expected {total} shards. Download the "
-                    "model again."
-                )
-        return
-
-
-def read_index(text, name):
-    """Read a shard index.
-
-    Returns
-    -------
-    dict of str to str
-        The shard of each tensor.
-
-    Raises
-    ------
-    CorruptFileError
-        If it is no index, or points outside its folder.
-    """
-    try:
-        weight_map = json.loads(text)["weight_map"]
-        shards = set(weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CorruptFileError(
-            f"{name} is no shard index: expected an object whose weight_map names the "
-            "shard of each tensor. Download it again."
-        ) from None
-    for shard in shards:
-        is_name = isinstance(shard, str) and shard.endswith(".safetensors")
-        if not is_name or "/" in shard or "\\" in shard or shard.startswith("."):
-            raise CorruptFileError(
-                f"{name} names the shard {str(shard)[:80]!r}: expected the name of a "
-                "safetensors file in the same folder."
-            )
-    return weight_map
-
-
-def refuse_unread(paths, source):
-    """Say why there is no model, where files of other formats are all there is.
-
-    Raises
-    ------
-    UnsupportedFormatError
-        If there are pickle checkpoints or GGUF files.
-    WeightFileError
-        If there is nothing.
-    """
-    names = [path.replace(os.sep, "/").rpartition("/")[2] for path in paths]
-    for name in sorted(names):
-        if name.lower().endswith(".gguf"):
-            raise UnsupportedFormatError(
-                f"{source} holds {name}: GGUF files hold quantised weights and are "
-                "not read. Open the safetensors checkpoint it was converted from."
-            )
-        if name.lower().endswith(_PICKLES) and not _NO_CHECKPOINT.match(name):
-            raise UnsupportedFormatError(
-                f"{source} holds {name}: pickle checkpoints can run code when loaded "
-                "and are never opened. Convert it where you trust it: "
-                "safetensors.torch.save_file(torch.load(path, weights_only=True), "
-                "'model.safetensors')."
-            )
-    raise WeightFileError(
-        f"{source} holds no safetensors files: expected model.safetensors, shards with "
-        "an index, adapter_model.safetensors, or any *.safetensors."
-    )

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
+from .._natural import natural
 from ..exceptions import RemoteError, WeightFileError
+from ._deadline import within
+from ._folders import cached_repository, repository_of, walk
+from ._found import Found, called
+from ._globs import magic_start, matches
 from ._http import HttpClient
-from ._layouts import (
-    ModelFiles,
-    cached_repository,
-    group_files,
-    make_unique,
-    refuse_unread,
-    walk,
-)
+from ._hub import Hub
+from ._hub_models import HUB_URL, HubModels, inside_of
+from ._layouts import LeftOut, ModelFiles, Part, group_files, make_unique
+from ._other_formats import refuse_unread
+from ._shards import INDEX, is_safe_path, read_index
 from ._sources import local_path, open_source
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_URL = re.compile(r"hf://(?:models/)?([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,100}/[\w.-]{1,100}")
+# A repository's page, or a folder or file in it, as the address bar has it.
+_HUB_PAGE = re.compile(
+    r"/([\w.-]+/[\w.-]+)(?:/(?P<kind>tree|blob|resolve)/([^/]+)(?:/(.*))?)?/?"
+)
 _AT_COMMIT = re.compile(r"/resolve/[0-9a-f]{40}/")
 # Repositories that are listed at once.
 _N_THREADS = 8
+_LIST_SECONDS = 300.0
 _IS_WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
@@ -39,40 +44,49 @@ class Locator:
         Branch, tag or commit for hub repositories.
     cache_dir : path-like or None
         Where byte ranges of remote files are kept.
+    checkpoints : {"last", "all"}
+        Which checkpoints of a training run are models.
+
+    Attributes
+    ----------
+    from_cache : list of str
+        Repositories that were looked up in the hub's cache, as it is out of reach.
     """
 
-    def __init__(self, revision=None, cache_dir=None):
+    def __init__(self, revision=None, cache_dir=None, checkpoints="last"):
         self.revision = revision
         self.cache_dir = cache_dir
+        self.checkpoints = checkpoints
         self.is_remote = False
+        self.from_cache = []
+        self.hub = Hub()
+        self._on_hub = HubModels(self)
         self._client = HttpClient()
-        self._hub_client = None
+        # An index says which files belong together, and later which tensors they hold.
+        self._indices = {}
 
-    @property
-    def endpoint(self):
-        """The hub's address."""
-        return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-
-    def find(self, source):
+    def find(self, source, search=None):
         """List the models of a source.
 
         Parameters
         ----------
-        source : str, path-like, or list of them
+        source : str, path-like, list of them, or None
+        search : str or dict, default=None
+            What to look for on the hub; without a source, everywhere.
 
         Returns
         -------
-        models : list of ModelFiles
-        errors : list of WeightFileError
-            Of the items of a list that hold no model.
+        Found
 
         Raises
         ------
         WeightFileError
             If there is no model at all.
         """
+        if search is not None:
+            return self._on_hub.search(source, search)
         if isinstance(source, (str, os.PathLike)):
-            return self._find_one(os.fspath(source)), []
+            return self._find_one(os.fspath(source))
         try:
             items = [os.fspath(item) for item in source]
         except TypeError:
@@ -80,51 +94,109 @@ class Locator:
                 f"source is a {type(source).__name__}: expected a folder, a glob "
                 "pattern, a hub id, a URL, or a list of them."
             ) from None
-        models, errors = [], []
-        # A name says where a file lies, as far as that tells it from the others.
-        common = _common_folder(items)
-        with ThreadPoolExecutor(_N_THREADS) as executor:
-            listings = executor.map(self._list, items)
-        for item, (found, error) in zip(items, listings, strict=True):
-            if error is not None:
-                errors.append(error)
-                continue
-            if common is not None:
-                relative = Path(os.path.relpath(item, common)).as_posix()
-                found = [_rename(model, relative, found) for model in found]
-            models += found
-        if not models:
-            raise (
-                errors[0]
-                if errors
-                else WeightFileError(
-                    "source is an empty list: expected paths, hub ids or URLs."
-                )
+        if not items:
+            raise WeightFileError(
+                "source is an empty list: expected paths, hub ids or URLs."
             )
-        return make_unique(models), errors
+        # A name says where a file lies, as far as that tells it from the others.
+        items = [_expand(item) for item in items]
+        common = _common_folder(items)
 
-    def _list(self, item):
-        try:
-            return self._find_one(item), None
-        except WeightFileError as error:
-            return None, error
+        def look(item):
+            name = None
+            if common is not None:
+                name = Path(os.path.relpath(item, common)).as_posix()
+            try:
+                return self._find_one(item, name), None
+            except WeightFileError as error:
+                return None, error
+
+        with ThreadPoolExecutor(_N_THREADS) as executor:
+            looked = list(executor.map(look, items))
+        models, left_out, errors = [], [], {}
+        for item, (found, error) in zip(items, looked, strict=True):
+            if error is not None:
+                errors[item] = error
+            else:
+                models += found.models
+                left_out += found.left_out
+        if not models:
+            raise next(iter(errors.values()))
+        return Found(make_unique(models), left_out, errors)
 
     def open(self, location):
         """Open a file of a model."""
-        is_hub = location.startswith(f"{self.endpoint}/")
+        is_remote = "://" in location
+        is_hub = is_remote and location.startswith(f"{self.hub.endpoint}/")
         return open_source(
             location,
             self.cache_dir,
-            client=self._hub() if is_hub else self._client,
+            client=self.hub.client if is_hub else self._client,
             # A commit's files never change.
             immutable=is_hub and _AT_COMMIT.search(location) is not None,
         )
 
-    def _find_one(self, item):
+    def index(self, location):
+        """Read a shard index, once.
+
+        Raises
+        ------
+        WeightFileError
+        """
+        if location not in self._indices:
+            try:
+                self._indices[location] = read_index(self.open(location))
+            except WeightFileError as error:
+                self._indices[location] = error
+            except Exception as error:
+                self._indices[location] = WeightFileError(
+                    f"{location} cannot be read ({type(error).__name__}: "
+                    f"{str(error)[:100]})."
+                )
+        found = self._indices[location]
+        if isinstance(found, WeightFileError):
+            raise found
+        return found
+
+    def group(self, paths, root_name, location):
+        """Group the files of a listing, having read the indices among them."""
+        listed = [path for path in paths if INDEX.fullmatch(path.rpartition("/")[2])]
+
+        def shards(path):
+            try:
+                return self.index(location(path)).shards
+            except WeightFileError:  # said when the model is opened
+                return None
+
+        indices = {}
+        if listed:
+            with ThreadPoolExecutor(_N_THREADS) as executor:
+                found = executor.map(shards, listed)
+                indices = dict(zip(listed, found, strict=True))
+        return group_files(paths, root_name, location, indices, self.checkpoints)
+
+    def _find_one(self, item, name=None):
+        """List the models of one item; `name` is what they are to be called after."""
+        try:
+            return self._look(item, name)
+        except WeightFileError:
+            raise
+        except Exception as error:
+            # Names that no file can have, lists of files that are none, and whatever
+            # else a stranger thinks of: it ends this item, not the others.
+            raise WeightFileError(
+                f"{item!r} cannot be opened ({type(error).__name__}: "
+                f"{str(error)[:200]})."
+            ) from error
+
+    def _look(self, item, name):
         if item.startswith("hf://"):
-            match = _HUB_URL.fullmatch(item)
+            match = HUB_URL.fullmatch(item)
             if match and match[1].split("/")[0] not in ("datasets", "spaces"):
-                return self._find_hub(match[1], match[2] or self.revision, match[3])
+                revision = unquote(match[2]) if match[2] else self.revision
+                if glob.has_magic(match[1]):
+                    return self._on_hub.of_owner(match[1], revision, match[3])
+                return self._on_hub.find(match[1], revision, match[3])
             return self._find_fsspec(item)
         if item.startswith("file://"):
             item = local_path(item)
@@ -133,30 +205,24 @@ class Locator:
             return self._find_http(item)
         if scheme:
             return self._find_fsspec(item)
+        item = _expand(item)
         if os.path.lexists(item):
-            return self._find_local(item)
+            return self._find_local(item, name)
         if glob.has_magic(item):
             return self._find_glob(item)
         if _HUB_ID.fullmatch(item):
-            return self._find_hub(item, self.revision, None)
+            return self._on_hub.find(item, self.revision, None)
         raise WeightFileError(
             f"{item} does not exist: expected a folder, a file, a glob pattern, a hub "
             "id such as 'org/name', or a URL."
         )
 
-    def _find_local(self, path):
+    def _find_local(self, path, name=None):
         if not os.path.isdir(path):
-            folder, name = os.path.split(path)
-            if not name.endswith(_IS_WEIGHTS):
-                refuse_unread([name], path)
-            config = os.path.join(folder, "adapter_config.json")
-            names = [name]
-            if os.path.exists(config):
-                names.append("adapter_config.json")
-            stem = name.removesuffix(".index.json").removesuffix(".safetensors")
-            models = group_files(names, stem, lambda name: os.path.join(folder, name))
-            return [model._replace(name=stem) for model in models]
+            return self._find_file(path, name)
         root = os.path.abspath(path)
+        if os.path.basename(os.path.dirname(root)) == "snapshots":
+            name, _ = cached_repository(repository_of(root) or root) or (name, None)
         repository = cached_repository(root, self.revision)
         if repository is not None:
             name, snapshot = repository
@@ -164,102 +230,121 @@ class Locator:
                 raise WeightFileError(
                     f"{path} has no snapshot of revision {self.revision or 'main'!r}."
                 )
-            found = [(f"{name}/{inner}", file) for inner, file in walk(snapshot)]
-        else:
-            found = walk(root)
-        paths = dict(found)
-        models = group_files(paths, os.path.basename(root) or "model", paths.get)
+            root = snapshot
+        return self.find_below(root, path, name)
+
+    def find_below(self, root, source, name, inside=None):
+        """List the models in a folder, called after `name` if there is one."""
+        listed, left_out = walk(root)
+        paths = dict(listed)
+        paths = {path: paths[path] for path in inside_of(paths, inside)}
+        own = "" if name else os.path.basename(root) or "model"
+        models, skipped = self.group(paths, own, paths.get)
         if not models:
-            refuse_unread(paths, path)
-        return models
+            refuse_unread(paths, source)
+        left_out = [LeftOut(*entry) for entry in left_out]
+        return Found(called(models, name), [*left_out, *skipped], {})
+
+    def _find_file(self, path, name):
+        folder, file = os.path.split(path)
+        if not file.endswith(_IS_WEIGHTS):
+            refuse_unread([file], path)
+        beside = [
+            other
+            for other in ("adapter_config.json", "README.md")
+            if os.path.exists(os.path.join(folder, other))
+        ]
+        models, _ = group_files(
+            [file, *beside], "", lambda name: os.path.join(folder, name), None, "all"
+        )
+        stem = file.removesuffix(".index.json").removesuffix(".safetensors")
+        if name is not None:
+            above = name.rpartition("/")[0]
+            stem = name.removesuffix(".index.json").removesuffix(".safetensors")
+            is_named = stem.rpartition("/")[2] in _FOLDERS_NAME
+            stem = above if above and is_named else stem
+        return Found([model._replace(name=stem) for model in models], [], {})
 
     def _find_glob(self, pattern):
-        matches = sorted(glob.glob(pattern, recursive=True))
+        found_paths = matches(pattern)
         weights = [
             path
-            for path in matches
+            for path in found_paths
             if path.endswith(_IS_WEIGHTS) or os.path.isdir(path)
         ]
         if not weights:
-            refuse_unread(matches, pattern)
-        models = []
-        folder = os.path.dirname(pattern[: re.search(r"[*?\[]", pattern).start()])
-        seen = set()
-        for path in weights:
-            if os.path.isdir(path) and not _holds_weights(path):
-                continue
-            found = self._find_local(path)
+            refuse_unread(found_paths, pattern)
+        models, left_out, seen = [], [], set()
+        folder = magic_start(pattern)
+        # What an index names is no model of its own, also where the pattern fits it.
+        for path in sorted(weights, key=lambda path: not path.endswith(".json")):
             relative = Path(os.path.relpath(path, folder or ".")).as_posix()
-            for model in found:
-                key = (model.files, model.shard_index)
-                if key not in seen:
-                    seen.add(key)
-                    models.append(_rename(model, relative, found))
-        return make_unique(sorted(models, key=lambda model: model.name))
-
-    def _hub(self):
-        if self._hub_client is None:
-            from huggingface_hub import get_token
-
-            self._hub_client = HttpClient(token=get_token())
-        return self._hub_client
-
-    def _find_hub(self, repository, revision, inside):
-        if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-            return self._find_local(_cache_folder(repository))
-        self.is_remote = True
-        url = f"{self.endpoint}/api/models/{repository}"
-        if revision:
-            url += f"/revision/{quote(revision, safe='')}"
-        try:
-            described = json.loads(self._hub().get(url)[0])
-            commit = described["sha"]
-            paths = [entry["rfilename"] for entry in described["siblings"]]
-        except RemoteError as error:
-            raise RemoteError(
-                f"{repository} is no folder here, and as a hub repository: {error}"
-            ) from None
-        except (ValueError, KeyError, TypeError):
-            raise RemoteError(
-                f"{url} answered with something else than a repository: check that "
-                "HF_ENDPOINT is a hub."
-            ) from None
-        base = f"{self.endpoint}/{repository}/resolve/{quote(commit, safe='')}"
-        if inside:
-            paths = [path for path in paths if _is_in(path, inside)]
-
-        def location(path):
-            return f"{base}/{quote(path)}"
-
-        # Names begin with the repository's, also for what lies in its folders.
-        models = group_files(paths, "", location)
+            if os.path.realpath(path) in seen:
+                continue
+            try:
+                found = self._find_one(path, relative)
+            except WeightFileError as error:
+                if not os.path.isdir(path):
+                    raise
+                # One without weights.
+                left_out.append(LeftOut(relative, str(error), _is_empty(error)))
+                continue
+            left_out += found.left_out
+            for model in found.models:
+                files = self._files_of(model)
+                if not files & seen:
+                    models.append(model)
+                seen |= files
         if not models:
-            refuse_unread(paths, repository)
-        return [
-            model._replace(name=f"{repository}/{model.name}".rstrip("/"))
-            for model in models
-        ]
+            refuse_unread(found_paths, pattern)
+        models = sorted(models, key=lambda model: natural(model.name))
+        return Found(make_unique(models), left_out, {})
+
+    def _files_of(self, model):
+        """The files of a model on disk."""
+        files = set()
+        for part in model.parts:
+            files.update(file for file in part.files if file)
+            if part.shard_index and not part.files:
+                folder = os.path.dirname(part.shard_index)
+                try:
+                    shards = self.index(part.shard_index).shards
+                except WeightFileError:
+                    shards = []
+                files.update(os.path.join(folder, shard) for shard in shards)
+        return {os.path.realpath(file) for file in files}
 
     def _find_http(self, url):
+        if url.startswith(f"{self.hub.endpoint}/"):
+            match = _HUB_PAGE.fullmatch(unquote(urlsplit(url).path))
+            if match and (match["kind"] != "resolve" or not match[4]):
+                return self._on_hub.find(match[1], match[3] or self.revision, match[4])
         self.is_remote = True
         path = unquote(urlsplit(url).path)
         name = path.rpartition("/")[2]
         if not name.endswith(_IS_WEIGHTS):
             refuse_unread([name], url)
         if name.endswith(".index.json"):
-            return [ModelFiles(_url_name(path), (), url)]
-        return [ModelFiles(_url_name(path), ((url, ""),))]
+            part = Part((), shard_index=url)
+        else:
+            part = Part((url,))
+        return Found([ModelFiles(_url_name(path), (part,))], [], {})
 
     def _find_fsspec(self, url):
         self.is_remote = True
-        try:
+
+        def look():
             from fsspec.core import url_to_fs
 
             file_system, root = url_to_fs(url)
-            found = file_system.find(root) if not glob.has_magic(url) else None
-            if found is None:
-                found = file_system.glob(root)
-                root = os.path.dirname(root[: re.search(r"[*?\[]", root).start()])
+            if not glob.has_magic(url):
+                return file_system, root, file_system.find(root)
+            return file_system, magic_start(root), file_system.glob(root)
+
+        try:
+            file_system, root, found = within(_LIST_SECONDS, url, look)
+        except WeightFileError:
+            raise
         except Exception as error:  # each file system has errors of its own
             raise RemoteError(
                 f"{url} cannot be listed ({type(error).__name__}: "
@@ -270,26 +355,27 @@ class Locator:
         if found == [root]:
             root = root.rpartition("/")[0]
         paths = {path.removeprefix(root).lstrip("/"): path for path in found}
+        paths = {path: full for path, full in paths.items() if is_safe_path(path)}
 
         def location(relative):
             return file_system.unstrip_protocol(f"{root}/{relative}")
 
-        models = group_files(paths, root.rpartition("/")[2], location)
+        models, left_out = self.group(paths, root.rpartition("/")[2], location)
         if not models:
             refuse_unread(paths, url)
-        return models
+        return Found(models, left_out, {})
 
 
-def _cache_folder(repository):
-    """Return where the hub's own client keeps a repository."""
-    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
-    folder = cache / f"models--{repository.replace('/', '--')}"
-    if not folder.is_dir():
-        raise WeightFileError(
-            f"{repository} is not in {cache}, and HF_HUB_OFFLINE forbids to fetch it."
-        )
-    return str(folder)
+def _is_empty(error):
+    """Whether an error says that there was nothing, not something of no use."""
+    return type(error) is WeightFileError
+
+
+_FOLDERS_NAME = ("model", "adapter_model", "pytorch_lora_weights")
+
+
+def _expand(item):
+    return os.path.expanduser(item) if item.startswith("~") else item
 
 
 def _url_name(path):
@@ -299,31 +385,12 @@ def _url_name(path):
     return f"{folder}/{stem}" if folder else stem
 
 
-def _holds_weights(folder):
-    return any(path.endswith(_IS_WEIGHTS) for path, _ in walk(folder))
-
-
-def _is_in(path, inside):
-    return path == inside or path.startswith(f"{inside.rstrip('/')}/")
-
-
 def _common_folder(items):
     """Return the folder that all items lie in, or None if not all are on disk."""
-    if not items or not all(os.path.lexists(item) for item in items):
-        return None
-    parents = [os.path.dirname(os.path.abspath(item)) for item in items]
     try:
+        if not all(os.path.lexists(item) for item in items):
+            return None
+        parents = [os.path.dirname(os.path.abspath(item)) for item in items]
         return os.path.commonpath(parents)
-    except ValueError:  # on several drives
+    except ValueError:  # on several drives, or names that are none
         return None
-
-
-def _rename(model, relative, found):
-    """Name a model found in one item of several after the item."""
-    relative = relative.removesuffix(".index.json").removesuffix(".safetensors")
-    if len(found) == 1:
-        folder, _, stem = relative.rpartition("/")
-        if stem in ("model", "adapter_model", "pytorch_lora_weights") and folder:
-            relative = folder
-        return model._replace(name=relative)
-    return model._replace(name=f"{relative}/{model.name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from functools import lru_cache
 
 # kohya writes "_" for ".": these parts of module names have one of their own. Longer
 # ones are tried first.
@@ -17,12 +17,16 @@ img_mod txt_mod x_embedder context_embedder time_text_embed guidance_embedder
 text_embedder timestep_embedder norm1_context ff_context proj_mlp img_in txt_in
 time_in vector_in guidance_in in_layer out_layer final_layer adaLN_modulation
 norm_out joint_blocks context_block x_block input_blocks output_blocks middle_block
-in_layers out_layers emb_layers skip_connection
+in_layers out_layers emb_layers skip_connection time_embed label_emb cross_attn k_img
+v_img norm_q norm_k norm_k_img patch_embedding text_embedding time_projection
+img_emb layer_norm wi_0 wi_1 individual_token_refiner c_embedder input_embedder
+norm_added_k norm_added_q
 """.split()
 _SIMPLE = """
 attentions resnets attn attn1 attn2 ff net proj norm norm1 norm2 norm3 linear linear1
 linear2 conv conv1 conv2 downsamplers upsamplers embeddings encoder layers mlp fc1 fc2
-qkv lin modulation block op lora
+qkv lin modulation block op lora out blocks ffn q k v o head layer SelfAttention
+DenseReluDense wi wo fc0 refiner
 """.split()
 _VOCABULARY = {tuple(word.split("_")) for word in _COMPOUND + _SIMPLE}
 _LONGEST = max(map(len, _VOCABULARY))
@@ -35,26 +39,91 @@ _COMPONENTS = {
     "te3": "text_encoder_3",
     "transformer": "transformer",
 }
-_UNET_STARTS = re.compile(
-    r"(down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding)\."
+# What wraps a model and is no part of it, in front of a name or within it.
+_WRAPPERS = ("base_model.model.", "_orig_mod.", "module.")
+_WITHIN = ("_orig_mod", "base_layer")
+# Components as the original implementations and ComfyUI call them.
+_ORIGINAL = {
+    "model.diffusion_model.": "unet.",
+    "diffusion_model.": "unet.",
+    "control_model.": "controlnet.",
+    "cond_stage_model.transformer.": "text_encoder.",
+    "conditioner.embedders.0.transformer.": "text_encoder.",
+    "text_encoders.clip_l.transformer.": "text_encoder.",
+    "text_encoders.clip_g.transformer.": "text_encoder_2.",
+}
+_ORIGINAL_STARTS = tuple(_ORIGINAL)
+# First words of modules that only a U-Net has, and that only a transformer has.
+_OF_UNET = set(
+    "down_blocks up_blocks mid_block conv_in conv_out time_embedding add_embedding "
+    "input_blocks output_blocks middle_block time_embed label_emb".split()
 )
-_PROCESSOR = re.compile(r"\.processor\.(\w+?)_lora$")
+OF_TRANSFORMER = set(
+    "double_blocks single_blocks transformer_blocks single_transformer_blocks "
+    "joint_blocks".split()
+)
+# These too, where the component is called a U-Net in front of them.
+_OF_TRANSFORMER_CALLED_UNET = OF_TRANSFORMER | set(
+    "blocks layers img_in txt_in time_in vector_in guidance_in final_layer x_embedder "
+    "context_embedder time_text_embed patch_embedding text_embedding time_projection "
+    "head".split()
+)
 
 # In a U-Net of the original implementation blocks are numbered through.
-_NUMBERED_BLOCK = re.compile(
-    r"(input|output)_blocks\.(\d+)\.(\d+)\.(.+)|"
-    r"middle_block\.(\d+)\.(.+)"
-)
 _RESNET_PARTS = {
+    "in_layers.0": "norm1",
     "in_layers.2": "conv1",
+    "out_layers.0": "norm2",
     "out_layers.3": "conv2",
     "emb_layers.1": "time_emb_proj",
     "skip_connection": "conv_shortcut",
 }
+_UNET_ENDS = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+# What attention processors adapt; XLabs' are of the two streams of a double block.
+_PROCESSOR_PARTS = {
+    "to_out_lora": "to_out.0",
+    "qkv_lora1": "img_attn.qkv",
+    "proj_lora1": "img_attn.proj",
+    "qkv_lora2": "txt_attn.qkv",
+    "proj_lora2": "txt_attn.proj",
+}
 
 
-def canonical_module(module):
+# A module's name is asked for several times in a row.
+@lru_cache(maxsize=64)
+def unwrapped(name):
+    """Take off a name what only wraps the model: compilers, parallel training, PEFT.
+
+    Examples
+    --------
+    >>> unwrapped("module._orig_mod.layers.0.base_layer.bias")
+    'layers.0.bias'
+    """
+    while name.startswith(_WRAPPERS):
+        for prefix in _WRAPPERS:
+            name = name.removeprefix(prefix)
+    if any(word in name for word in _WITHIN):
+        name = ".".join(part for part in name.split(".") if part not in _WITHIN)
+    return name
+
+
+def canonical_module(module, unet="unet"):
     """Name a module as its model does, from a dotted name in an adapter.
+
+    Parameters
+    ----------
+    module : str
+    unet : str, default="unet"
+        The component that blocks of a U-Net without one belong to: a ControlNet has
+        such blocks, too.
 
     Examples
     --------
@@ -62,15 +131,38 @@ def canonical_module(module):
     'model.layers.0.self_attn.q_proj'
     >>> canonical_module("down_blocks.0.attentions.0.attn1.processor.to_out_lora")
     'unet.down_blocks.0.attentions.0.attn1.to_out.0'
+    >>> canonical_module("diffusion_model.double_blocks.0.img_attn.qkv")
+    'transformer.double_blocks.0.img_attn.qkv'
+    >>> canonical_module("unet.output_blocks.5.1.proj_in")
+    'unet.up_blocks.1.attentions.2.proj_in'
     """
-    module = module.removeprefix("base_model.model.")
-    match = _PROCESSOR.search(module)
-    if match:
-        part = "to_out.0" if match[1] == "to_out" else match[1]
-        module = f"{module[: match.start()]}.{part}"
-    if _UNET_STARTS.match(module):
-        module = f"unet.{module}"
+    module = unwrapped(module)
+    if module.startswith(_ORIGINAL_STARTS):
+        prefix = next(filter(module.startswith, _ORIGINAL))
+        module = _ORIGINAL[prefix] + module.removeprefix(prefix)
+    head, _, last = module.rpartition(".")
+    if last.endswith("_lora") or last in _PROCESSOR_PARTS:
+        part = _PROCESSOR_PARTS.get(last, last.removesuffix("_lora"))
+        if last == "proj_lora" and "single_blocks." in head:
+            part = "linear2"
+        module = f"{head.removesuffix('.processor')}.{part}" if head else part
+    first, _, rest = module.partition(".")
+    if first in ("unet", "controlnet"):
+        return _of_unet(first, rest)
+    if first in _OF_UNET:
+        return _of_unet(unet, module)
+    if first in OF_TRANSFORMER:
+        return f"transformer.{module}"
+    if first.startswith("controlnet_"):
+        return f"controlnet.{module}"
     return module
+
+
+def _of_unet(component, rest):
+    """Name a module of what is called a U-Net."""
+    if rest.partition(".")[0] in _OF_TRANSFORMER_CALLED_UNET:
+        return f"transformer.{rest}"
+    return f"{component}.{_renumber(rest)}"
 
 
 def split_kohya(module):
@@ -86,12 +178,19 @@ def split_kohya(module):
     >>> split_kohya("lora_te2_text_model_encoder_layers_0_mlp_fc1")
     ('text_encoder_2', 'text_model_encoder_layers_0_mlp_fc1')
     """
-    match = re.fullmatch(r"lora_(unet|te[123]?|transformer)_(.+)", module)
-    if match is None or "." in module:
+    prefix, _, rest = module.partition("_")
+    if prefix not in ("lora", "lycoris") or "." in module or not rest:
         return None
-    component, rest = _COMPONENTS[match[1]], match[2]
+    word, _, after = rest.partition("_")
+    component = _COMPONENTS.get(word) if after else None
+    if component is None:
+        # LyCORIS names no component where it wraps one model.
+        return ("unet", rest) if prefix == "lycoris" else None
+    if component == "transformer":
+        # Its blocks may be called so without a component in front of them.
+        return component, rest if after.startswith("blocks_") else after
     # Converted twice: the first conversion left its own prefix and suffixes.
-    rest = rest.removeprefix(f"{component}_").replace("_processor_", "_")
+    rest = after.removeprefix(f"{component}_").replace("_processor_", "_")
     if rest.endswith("_to_out"):
         rest += "_0"
     return component, rest
@@ -121,14 +220,23 @@ def dotted(component, underscored, known):
     'unet.down_blocks.0.attentions.1.proj_in'
     >>> dotted("unet", "input_blocks_4_1_proj_in", {})
     'unet.down_blocks.1.attentions.0.proj_in'
+    >>> dotted("unet", "double_blocks_0_img_attn_qkv", {})
+    'transformer.double_blocks.0.img_attn.qkv'
     >>> dotted("unet", "some_new_thing_3", {})
     'unet.some_new_thing_3'
     """
     spelled = _spell(underscored)
     if spelled is not None and component == "unet":
-        spelled = _renumber(spelled)
-    name = f"{component}.{spelled or underscored}"
-    return known.get(underscore(name), name)
+        name = _of_unet(component, spelled)
+    else:
+        name = f"{component}.{spelled or underscored}"
+    plain = underscore(name)
+    if spelled is None and component == "unet":
+        # Unknown words of a transformer are called a U-Net's, too.
+        plain = next(
+            (p for p in (plain, f"transformer_{underscored}") if p in known), plain
+        )
+    return known.get(plain, name)
 
 
 def underscore(name):
@@ -141,7 +249,7 @@ def _spell(underscored):
     while start < len(parts):
         for length in range(min(_LONGEST, len(parts) - start), 0, -1):
             word = tuple(parts[start : start + length])
-            if word in _VOCABULARY or (length == 1 and word[0].isdigit()):
+            if word in _VOCABULARY or (length == 1 and _is_number(word[0])):
                 words.append("_".join(word))
                 start += length
                 break
@@ -150,19 +258,25 @@ def _spell(underscored):
     return ".".join(words)
 
 
+def _is_number(text):
+    return text.isascii() and text.isdigit() and len(text) < 6
+
+
 def _renumber(name):
     """Turn the original U-Net's block numbers into those of diffusers."""
-    match = _NUMBERED_BLOCK.fullmatch(name)
-    if match is None:
-        return name
-    if match[5] is not None:
-        position, rest = int(match[5]), match[6]
+    if name in _UNET_ENDS:
+        return _UNET_ENDS[name]
+    kind, *parts = name.split(".")
+    if kind == "middle_block" and len(parts) > 1 and _is_number(parts[0]):
+        position, rest = int(parts[0]), ".".join(parts[1:])
         block = "mid_block"
         # resnet, attention, resnet
         part = "attentions.0" if position == 1 else f"resnets.{position // 2}"
-    else:
-        number, position, rest = int(match[2]), int(match[3]), match[4]
-        if match[1] == "input":
+    elif kind in ("input_blocks", "output_blocks") and len(parts) > 2:
+        if not all(map(_is_number, parts[:2])):
+            return name
+        number, position, rest = int(parts[0]), int(parts[1]), ".".join(parts[2:])
+        if kind == "input_blocks":
             if number == 0:
                 return name
             # Two resnets and a downsampler to a block, after the first convolution.
@@ -176,6 +290,8 @@ def _renumber(name):
             if rest == "conv":
                 return f"{block}.upsamplers.0.conv"
         part = f"{'resnets' if position == 0 else 'attentions'}.{index}"
+    else:
+        return name
     if part.startswith("resnets"):
         rest = _RESNET_PARTS.get(rest, rest)
     return f"{block}.{part}.{rest}"

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
-from urllib.parse import quote
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from joblib import Parallel, delayed
 
 from .._typing import PathLike
 from .._warnings import warn
-from ..exceptions import CorruptFileError, WeightFileError
+from ..exceptions import CorruptFileError, UnsupportedFormatError, WeightFileError
+from ..weights._bases import rename_bases
 from ..weights._collection import ModelCollection
 from ..weights._in_files import StoredModel
-from ._adapters import SETTINGS, find_layers
-from ._layouts import check_shards, read_index
+from ._adapters import find_layers
+from ._cards import read_card
+from ._doubts import warn_of_doubts
+from ._layouts import LeftOut
 from ._locate import Locator
-from ._module_names import dotted, underscore
-from ._recipes import TensorRef
-from ._safetensors import read_header
+from ._parts import Interned, read_part
+from ._rename import Rename, as_function, name_layers
 
-_MAX_CONFIG_BYTES = 4 * 2**20
-_MAX_INDEX_BYTES = 64 * 2**20
 _N_NAMED = 5
 
 
 def open_models(
-    source: PathLike | Sequence[PathLike],
+    source: PathLike | Sequence[PathLike] | None = None,
     *,
+    search: str | Mapping[str, Any] | None = None,
+    checkpoints: Literal["last", "all"] = "last",
+    bases: Mapping[str, str] | None = None,
     revision: str | None = None,
     cache_dir: PathLike | None = None,
     on_error: Literal["warn", "raise", "ignore"] = "warn",
     on_missing: Literal["raise", "drop"] = "raise",
+    rename: Rename = None,
+    plain_float8: bool = False,
     n_jobs: int | None = None,
     verbose: int = 0,
 ) -> ModelCollection:
@@ -47,10 +50,23 @@ def open_models(
 
     Parameters
     ----------
-    source : str, path-like or list of them
+    source : str, path-like or list of them, default=None
         A folder, a file, a glob pattern, a Hugging Face cache folder, a hub
-        repository (``"org/name"``), a URL (``hf://``, ``http(s)://``, ``s3://``,
-        ``file://``, and whatever else fsspec reads), or a list of any of these.
+        repository (``"org/name"``), all of an owner (``"hf://org/*"``), a URL
+        (``hf://``, ``http(s)://``, ``s3://``, ``file://``, and whatever else fsspec
+        reads), or a list of any of these.
+    search : str or dict, default=None
+        Open the repositories that the hub finds: by a part of their names, or by a
+        dict of some of ``search``, ``author``, ``filter`` (a tag or a list of tags),
+        ``sort`` and ``limit``. With a `source` such as ``"hf://org/*"``, among those.
+    checkpoints : {"last", "all"}, default="last"
+        Which checkpoints of one training run (``checkpoint-500``,
+        ``checkpoint-1000``) are models. They are nearly the same weights; as several
+        models they would lie on both sides of every fold. "last" takes what lies in
+        the run's own folder, or else its last checkpoint.
+    bases : dict of str to str, default=None
+        Names for base models that the files spell otherwise, such as a path on the
+        machine of whoever trained them.
     revision : str, default=None
         Branch, tag or commit of hub repositories; None means the main branch.
     cache_dir : path-like, default=None
@@ -62,6 +78,14 @@ def open_models(
     on_missing : {"raise", "drop"}, default="raise"
         What ``models[layer]`` does about models that lack the layer, or have it in
         another shape than most: raise, or leave them out and say so once.
+    rename : dict, list of pairs or callable, default=None
+        New names of layers, after all spellings have become one: a function of a name,
+        or new names by old ones. ``*`` in both stands for the same text
+        (``{"encoder.*": "backbone.*"}``); a compiled regular expression is substituted.
+        The first that matches counts, whole names before patterns.
+    plain_float8 : bool, default=False
+        Read 8-bit floats that have no scale beside them as they are: right where
+        weights were only cast to fp8.
     n_jobs : int, default=None
         Threads that read headers. None means 1, and 16 for remote files.
     verbose : int, default=0
@@ -70,7 +94,8 @@ def open_models(
     Returns
     -------
     ModelCollection
-        Models sorted by name; those of a list stay in its order.
+        Models sorted by name, 2 before 10; those of a list stay in its order. Its
+        ``skipped_`` lists what was left out, and why.
 
     Raises
     ------
@@ -87,43 +112,62 @@ def open_models(
     for name, value, allowed in [
         ("on_error", on_error, ("warn", "raise", "ignore")),
         ("on_missing", on_missing, ("raise", "drop")),
+        ("checkpoints", checkpoints, ("last", "all")),
     ]:
         if value not in allowed:
             raise ValueError(f"{name}={value!r}: expected one of {allowed}.")
-    locator = Locator(revision, cache_dir)
-    files, failures = locator.find(source)
-    if failures and on_error == "raise":
-        raise failures[0]
-    n_listed = len(files) + len(failures)
+    if source is None and search is None:
+        raise TypeError("open_models needs a source, or a search.")
+    as_function(rename)
+    locator = Locator(revision, cache_dir, checkpoints)
+    found = locator.find(source, search)
+    errors = dict(found.errors)
+    if errors and on_error == "raise":
+        raise next(iter(errors.values()))
+    models, doubted, strangers = [], defaultdict(list), {}
+    for files, model, doubts, error in _open_all(
+        found.models, locator, plain_float8, n_jobs, verbose
+    ):
+        if error is None:
+            models.append(model)
+            for doubt in doubts:
+                doubted[doubt].append(str(model.sources[0]))
+        elif isinstance(error, _NoModelError):
+            strangers[files.name] = error
+        elif on_error == "raise":
+            raise error
+        else:
+            errors[files.name] = error
+    models, unnamed = name_layers(models, rename)
+    if unnamed and on_error == "raise":
+        raise next(iter(unnamed.values()))
+    errors.update(unnamed)
+    if not models:
+        raise next(iter({**errors, **strangers}.values()))
+    left_out = list(found.left_out)
+    left_out += [LeftOut(name, error.reason) for name, error in strangers.items()]
+    if on_error != "ignore":
+        _warn_of(errors, left_out, len(models) + len(errors), locator)
+    warn_of_doubts(doubted)
+    rename_bases([model.metadata for model in models], bases or {})
+    collection = ModelCollection._from_models(models, on_missing=on_missing)
+    collection.skipped_ = {entry.path: str(entry.reason) for entry in left_out} | {
+        name: str(error) for name, error in errors.items()
+    }
+    return collection
+
+
+def _open_all(files, locator, plain_float8, n_jobs, verbose):
+    """Open all models; a list, for a generator left half-way complains."""
     if n_jobs is None:
         n_jobs = 16 if locator.is_remote else 1
-    interned = _Interned()
+    interned = Interned()
     opened = Parallel(
         n_jobs=min(n_jobs, len(files)) if n_jobs > 0 else n_jobs,
         prefer="threads",
         return_as="generator",
-    )(delayed(_open_model)(model, locator, interned) for model in files)
-    models, n_dora = [], 0
-    # To the end, also where one fails: a generator left half-way complains.
-    for model, has_dora, error in list(_progress(opened, len(files), verbose)):
-        if error is None:
-            models.append(model)
-            n_dora += has_dora
-        elif on_error == "raise":
-            raise error
-        else:
-            failures.append(error)
-    if not models:
-        raise failures[0]
-    if failures and on_error == "warn":
-        _warn_skipped(failures, n_listed)
-    if n_dora:
-        warn(
-            f"{n_dora} models hold DoRA adapters: their true delta needs the base's "
-            "weights. The product B @ A is used, which is its direction only.",
-        )
-    _resolve_names(models)
-    return ModelCollection._from_models(models, on_missing=on_missing)
+    )(delayed(_open_model)(model, locator, interned, plain_float8) for model in files)
+    return list(_progress(opened, len(files), verbose))
 
 
 def _progress(opened, total, verbose):
@@ -134,163 +178,124 @@ def _progress(opened, total, verbose):
     return tqdm(opened, total=total, desc="open_models", unit="model", file=sys.stderr)
 
 
-def _warn_skipped(errors, total):
-    named = "\n".join(f"- {error}" for error in errors[:_N_NAMED])
-    more = len(errors) - _N_NAMED
-    rest = f"\nand {more} more." if more > 0 else ""
-    warn(
-        f"{len(errors)} of {total} models cannot be used and were left out:\n{named}"
-        f"{rest}\nPass on_error='raise' to stop at the first, 'ignore' to hide this.",
-    )
+class _NoModelError(UnsupportedFormatError):
+    """A safetensors file that holds something else than a model."""
+
+    def __init__(self, source, reason):
+        super().__init__(f"{source} is {reason}.")
+        self.reason = reason
 
 
-def _open_model(files, locator, interned):
-    """Read one model's headers; an error is returned, not raised."""
+def _warn_of(errors, left_out, total, locator):
+    """Sum up, in one warning, what is not in the collection and might be missed."""
+    parts = []
+    if errors:
+        named = "\n".join(f"- {error}" for error in list(errors.values())[:_N_NAMED])
+        more = len(errors) - _N_NAMED
+        rest = f"\nand {more} more." if more > 0 else ""
+        parts.append(
+            f"{len(errors)} of {total} models cannot be used and were left out:\n"
+            f"{named}{rest}\nPass on_error='raise' to stop at the first, 'ignore' to "
+            "hide this."
+        )
+    reasons = Counter(str(entry.reason) for entry in left_out if not entry.is_twin)
+    if reasons:
+        listed = "\n".join(
+            f"- {count} x {reason}" for reason, count in reasons.most_common(_N_NAMED)
+        )
+        more = len(reasons) - _N_NAMED
+        rest = f"\nand {more} other reasons." if more > 0 else ""
+        paths = [entry.path for entry in left_out if not entry.is_twin]
+        parts.append(
+            f"{len(paths)} files or folders, such as {paths[0]!r}, are no models of "
+            f"this collection:\n{listed}{rest}\nmodels.skipped_ lists them all"
+            + (
+                ", and checkpoints='all' opens every checkpoint."
+                if any("checkpoint" in reason for reason in reasons)
+                else "."
+            )
+        )
+    if locator.from_cache:
+        parts.append(
+            f"{locator.hub.endpoint} is out of reach: {len(locator.from_cache)} "
+            f"repositories, such as {locator.from_cache[0]!r}, were opened as they are "
+            "in the hub's cache, which may be older."
+        )
+    if parts:
+        warn("\n".join(parts))
+
+
+def _open_model(files, locator, interned, plain_float8):
+    """Read one model's headers; an error of any kind is returned, not raised."""
     try:
-        return *_read_model(files, locator, interned), None
+        return files, *_read_model(files, locator, interned, plain_float8), None
     except WeightFileError as error:
-        return None, False, error
+        return files, None, (), error
+    except Exception as error:
+        # A stranger's file may break what nobody thought of. It is this model that
+        # cannot be used, and no other.
+        named = CorruptFileError(
+            f"{files.name}: {_first_file(files)} cannot be read "
+            f"({type(error).__name__}: {str(error)[:200]})."
+        )
+        named.__cause__ = error
+        return files, None, (), named
 
 
-def _read_model(files, locator, interned):
-    if files.shard_index is not None:
-        index = _read_index(files.shard_index, locator)
-        locations = [_sibling(files.shard_index, name) for name in index.shards]
-        prefixes = None
-    else:
-        index = None
-        locations = [location for location, _ in files.files]
-        prefixes = tuple(prefix for _, prefix in files.files)
-        check_shards(locations)
-    sources, headers, metadata = [], [], {}
-    for location in locations:
-        try:
-            source = locator.open(location)
-            tensors, found = read_header(source, interned.headers)
-        except WeightFileError as error:
-            if index is None:
-                raise
-            raise CorruptFileError(
-                f"{files.shard_index} names a shard that cannot be used: {error}"
-            ) from None
-        if hasattr(source, "forget_first"):
-            source.forget_first()
-        sources.append(source)
-        headers.append(tensors)
-        metadata.update(found)
-    config = _read_config(files.config, locator) if files.config else None
+def _first_file(files):
+    part = files.parts[0]
+    return part.shard_index or next(iter(part.files), files.name)
+
+
+def _read_model(files, locator, interned, plain_float8):
+    opened = [read_part(part, locator, interned) for part in files.parts]
+    sources = tuple(source for part in opened for source in part.sources)
+    metadata = {}
+    for part in opened:
+        metadata.update(part.config or {})
+    for part in opened:
+        metadata.update(part.metadata)
+    if metadata.get("format") == "skprobex":
+        raise _NoModelError(
+            sources[0],
+            f"a saved {metadata.get('class', 'estimator')[:40]} of skprobex, no model: "
+            "skprobex.load reads it",
+        )
     # Equal headers are one object, kept as long as their id is in use here.
-    key = (
-        tuple(map(id, headers)),
-        prefixes or index.text,
-        config is None,
-        json.dumps([(config or {}).get(name) for name in SETTINGS]),
-        metadata.get("lora_adapter_metadata"),
-    )
+    key = tuple(part.key for part in opened)
     layers = interned.layers.get(key)
     if layers is None:
-        if index is None:
-            tensors = _merge(headers, prefixes)
-        else:
-            tensors = _merge_shards(headers, index, files.shard_index)
-        layers = find_layers(tensors, metadata, config, sources)
-        interned.kept.append(headers)
+        layers, start = None, 0
+        for files_part, part in zip(files.parts, opened, strict=True):
+            tensors = part.merged(start, files_part.prefix)
+            found = find_layers(
+                tensors, part.metadata, part.config, sources, plain_float8
+            )
+            layers = found if layers is None else _join(layers, found)
+            start += len(part.sources)
+        interned.kept.append([part.headers for part in opened])
         layers = interned.layers.setdefault(key, layers)
     if not layers.specs:
         raise CorruptFileError(f"{sources[0]} holds no tensors.")
-    metadata = {**(config or {}), **metadata}
-    model = StoredModel(files.name, tuple(sources), layers.specs, metadata)
-    return model, layers.has_dora
+    card = _read_card(files.card, locator, interned)
+    model = StoredModel(files.name, sources, layers.specs, {**card, **metadata})
+    return model, layers.doubts
 
 
-class _Interned:
-    """What a zoo's models have in common, kept once: headers, and what is in them."""
-
-    def __init__(self):
-        self.headers, self.layers, self.kept = {}, {}, []
-
-
-class _Index(NamedTuple):
-    text: bytes
-    weight_map: dict
-    shards: list
+def _join(layers, more):
+    """Add a component's layers to those of the components before it."""
+    return layers._replace(
+        specs={**layers.specs, **more.specs}, doubts=layers.doubts | more.doubts
+    )
 
 
-def _read_index(location, locator):
-    source = locator.open(location)
-    if source.size > _MAX_INDEX_BYTES:
-        raise CorruptFileError(f"{source} has {source.size} bytes: that is no index.")
-    text = bytes(source.read(0, source.size))
-    weight_map = read_index(text, source)
-    return _Index(text, weight_map, sorted(set(weight_map.values())))
-
-
-def _merge(headers, prefixes):
-    return {
-        prefix + info.name: TensorRef(number, info)
-        for number, (tensors, prefix) in enumerate(zip(headers, prefixes, strict=True))
-        for info in tensors
-    }
-
-
-def _merge_shards(headers, index, location):
-    merged = {
-        info.name: TensorRef(number, info)
-        for number, (tensors, shard) in enumerate(
-            zip(headers, index.shards, strict=True)
-        )
-        for info in tensors
-        if index.weight_map.get(info.name) == shard
-    }
-    missing = sorted(index.weight_map.keys() - merged.keys())
-    if missing:
-        raise CorruptFileError(
-            f"{location} says that {index.weight_map[missing[0]]} holds "
-            f"{missing[0]!r}, which is not there, nor are {len(missing) - 1} other "
-            "tensors. Download the index and the shards of one version."
-        )
-    return merged
-
-
-def _sibling(location, name):
-    if "://" in location:
-        return f"{location.rpartition('/')[0]}/{quote(name)}"
-    return os.path.join(os.path.dirname(location), name)
-
-
-def _read_config(location, locator):
-    source = locator.open(location)
-    try:
-        if source.size > _MAX_CONFIG_BYTES:
-            raise ValueError("too long")
-        config = json.loads(bytes(source.read(0, source.size)))
-        if not isinstance(config, dict):
-            raise ValueError("no object")
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, WeightFileError):
-            raise
-        raise CorruptFileError(
-            f"{location} is no PEFT configuration ({str(error)[:80]}): expected a JSON "
-            "object. Its adapter's scale cannot be known."
-        ) from None
-    return config
-
-
-def _resolve_names(models):
-    """Give names with underscores their dots, as the collection's other files tell."""
-    distinct = {id(model.specs): model.specs for model in models}
-    if not any(isinstance(key, tuple) for specs in distinct.values() for key in specs):
-        return
-    known = {
-        underscore(name.removesuffix(".weight")): name.removesuffix(".weight")
-        for specs in distinct.values()
-        for name in specs
-        if isinstance(name, str)
-    }
-    for specs in distinct.values():
-        resolved = {
-            f"{dotted(*key, known)}.weight" if isinstance(key, tuple) else key: spec
-            for key, spec in specs.items()
-        }
-        specs.clear()
-        specs.update(resolved)
+def _read_card(card, locator, interned):
+    """Read a model card's metadata; those of one folder's models are read once."""
+    if not isinstance(card, str):
+        return card or {}
+    if card not in interned.cards:
+        try:
+            interned.cards[card] = read_card(locator.open(card))
+        except WeightFileError:  # it says nothing that the weights need
+            interned.cards[card] = {}
+    return interned.cards[card]

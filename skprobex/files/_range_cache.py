@@ -14,7 +14,7 @@ def default_cache_dir():
     """Return ``$SKPROBEX_CACHE``, else a folder in the user's cache."""
     chosen = os.environ.get("SKPROBEX_CACHE")
     if chosen:
-        return chosen
+        return os.path.expanduser(chosen)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return str(Path(home) / "skprobex")
 
@@ -29,7 +29,9 @@ class RangeCache:
     """
 
     def __init__(self, folder=None):
-        self.folder = os.fspath(folder) if folder is not None else default_cache_dir()
+        self.folder = (
+            default_cache_dir() if folder is None else os.path.expanduser(folder)
+        )
 
     def _path(self, *key):
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
@@ -39,7 +41,7 @@ class RangeCache:
         """Return the range's bytes, or None."""
         try:
             data = bytearray(self._path(url, tag, start, n_bytes).read_bytes())
-        except OSError:
+        except (OSError, ValueError):  # a folder's name that is none
             return None
         return data if len(data) == n_bytes else None
 
@@ -76,7 +78,7 @@ class RangeCache:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
-        except OSError:
+        except (OSError, ValueError):
             # A full or read-only disk costs the cache, not the result.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 partial.unlink(missing_ok=True)

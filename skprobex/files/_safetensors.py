@@ -33,8 +33,12 @@ TORCH_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-# Known, so that a file that holds one opens, but read by nothing here.
-_UNREAD_ITEMSIZES = {"U16": 2, "U32": 4, "U64": 8, "C64": 8, "F8_E8M0": 1}
+# Known, so that their sizes are checked, but read by nothing here: bits of a value.
+_UNREAD_BITS = {
+    **{"U16": 16, "U32": 32, "U64": 64, "C64": 64, "C128": 128},
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E8M0": 8},
+    **{"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8},
+}
 NUMPY_DTYPES = {
     np.dtype(f"{kind}{itemsize}"): f"{name}{8 * itemsize}"
     for kind, name, itemsizes in (
@@ -47,7 +51,9 @@ NUMPY_DTYPES = {
 # How nearly every header with metadata begins.
 _METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
-_FLOAT8_BLOCK = 128
+# Longer names, or names with line breaks, are no module's.
+_MAX_NAME_CHARS = 1000
+_MAX_DTYPE_CHARS = 32
 
 
 class TensorInfo(NamedTuple):
@@ -65,10 +71,10 @@ class TensorInfo(NamedTuple):
 
 def numpy_dtype(dtype):
     """Return what numpy holds a safetensors type in: itself, else float32."""
-    if dtype == "BF16" or dtype.startswith("F8"):
-        return np.dtype(np.float32)
-    if dtype in _UNREAD_ITEMSIZES:
+    if dtype[0] in "UC" and dtype in _UNREAD_BITS:
         return np.dtype({"U": "u", "C": "c"}[dtype[0]] + str(int(dtype[1:]) // 8))
+    if dtype == "BF16" or dtype.startswith("F8") or dtype not in TORCH_DTYPES:
+        return np.dtype(np.float32)
     return torch.empty(0, dtype=TORCH_DTYPES[dtype]).numpy().dtype
 
 
@@ -208,6 +214,11 @@ def _is_size(value):
 
 def _check_entry(name, entry, source):
     expected = "expected a dtype, a shape and two data_offsets"
+    if len(name) > _MAX_NAME_CHARS or not name.isprintable():
+        raise CorruptFileError(
+            f"{source}: a tensor is called {name[:80]!r}, with {len(name)} characters: "
+            f"expected at most {_MAX_NAME_CHARS}, and no control characters."
+        )
     if not isinstance(entry, dict):
         raise CorruptFileError(f"{source}: tensor {name!r} is no object; {expected}.")
     dtype, shape = entry.get("dtype"), entry.get("shape")
@@ -224,24 +235,23 @@ def _check_entry(name, entry, source):
             f"{source}: tensor {name!r} has a shape or offsets that are no sizes; "
             f"{expected}."
         )
-    if not isinstance(dtype, str) or (
-        dtype not in TORCH_DTYPES and dtype not in _UNREAD_ITEMSIZES
-    ):
-        raise UnsupportedFormatError(
-            f"{source}: tensor {name!r} has the unknown dtype {str(dtype)[:40]!r}. "
-            f"Known are {', '.join(TORCH_DTYPES)}; convert the file to one of them."
+    if not isinstance(dtype, str) or not 0 < len(dtype) <= _MAX_DTYPE_CHARS:
+        raise CorruptFileError(
+            f"{source}: tensor {name!r} has the unknown dtype {str(dtype)[:40]!r}; "
+            f"{expected}."
         )
-    itemsize = (
-        TORCH_DTYPES[dtype].itemsize
-        if dtype in TORCH_DTYPES
-        else _UNREAD_ITEMSIZES[dtype]
-    )
     start, end = offsets
-    if end - start != math.prod(shape) * itemsize:
+    bits = (
+        8 * TORCH_DTYPES[dtype].itemsize
+        if dtype in TORCH_DTYPES
+        else _UNREAD_BITS.get(dtype)
+    )
+    # Of types to come the size is not known: they are opened, and not read.
+    if end < start or (bits and 8 * (end - start) != math.prod(shape) * bits):
+        needs = "" if bits is None else f"needs {math.prod(shape) * bits // 8} bytes, "
         raise CorruptFileError(
             f"{source}: tensor {name!r} of shape {tuple(shape)} and dtype {dtype} "
-            f"needs {math.prod(shape) * itemsize} bytes, but its offsets span "
-            f"{end - start}. The header is damaged."
+            f"{needs}but its offsets span {end - start}. The header is damaged."
         )
     return TensorInfo(name, dtype, tuple(shape), start, end - start)
 
@@ -255,33 +265,30 @@ def read_tensor(source, info, scale=None):
         As for `read_header`.
     info : TensorInfo
     scale : Tensor, default=None
-        The scales of an 8-bit float tensor: one, one per row, or one per block.
+        The scales of an 8-bit tensor, as float32: one, one per row, or one per block.
 
     Returns
     -------
     Tensor
-        In the file's own dtype; scaled 8-bit floats as float32.
+        In the file's own dtype; scaled ones as float32.
 
     Raises
     ------
     UnsupportedFormatError
-        Complex or unsigned types that torch lacks, and 8-bit floats without scales.
+        Types that torch lacks, 8-bit floats without scales, and scales that do not
+        fit.
     """
-    if info.dtype not in TORCH_DTYPES:
-        raise UnsupportedFormatError(
-            f"{source}: tensor {info.name!r} has dtype {info.dtype}, which is not "
-            "read. Convert it to F32."
-        )
     if info.dtype in FLOAT8 and scale is None:
         raise UnsupportedFormatError(
             f"{source}: tensor {info.name!r} is stored as {info.dtype} without a "
-            "scale tensor beside it: its bytes alone are not the weight. Use the "
-            "bf16 or fp16 checkpoint of this model."
+            "scale tensor beside it: its bytes alone need not be the weight. Use the "
+            "bf16 or fp16 checkpoint of this model; if the weights were only cast, "
+            "open_models(..., plain_float8=True) reads them as they are."
         )
-    tensor = _read_raw(source, info)
+    tensor = read_plain(source, info)
     if scale is None:
         return tensor
-    return _apply_scale(tensor.float(), scale.float(), info, source)
+    return _apply_scale(tensor.float(), scale, info, source)
 
 
 def read_tensor_into(source, info, out):
@@ -307,7 +314,19 @@ def read_tensor_into(source, info, out):
     return True
 
 
-def _read_raw(source, info):
+def read_plain(source, info):
+    """Read a tensor's numbers as they stand, in the file's own dtype.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        Types that torch lacks.
+    """
+    if info.dtype not in TORCH_DTYPES:
+        raise UnsupportedFormatError(
+            f"{source}: tensor {info.name!r} has dtype {info.dtype}, which is not "
+            "read. Convert it to F32."
+        )
     dtype = TORCH_DTYPES[info.dtype]
     if info.n_bytes == 0:
         return torch.empty(info.shape, dtype=dtype)
@@ -319,29 +338,35 @@ def _read_raw(source, info):
 def _apply_scale(tensor, scale, info, source):
     if scale.numel() == 1:
         return tensor * scale.reshape(())
-    if tensor.ndim == 2:
-        rows, columns = tensor.shape
-        if scale.shape in ((rows,), (rows, 1)):
-            return tensor * scale.reshape(rows, 1)
-        blocks = (-(-rows // _FLOAT8_BLOCK), -(-columns // _FLOAT8_BLOCK))
-        if tuple(scale.shape) == blocks:
-            scale = scale.repeat_interleave(_FLOAT8_BLOCK, 0)[:rows]
-            return tensor * scale.repeat_interleave(_FLOAT8_BLOCK, 1)[:, :columns]
+    if scale.ndim == 1 and tensor.ndim and len(scale) == len(tensor):
+        scale = scale.reshape(-1, *[1] * (tensor.ndim - 1))
+    if scale.ndim == tensor.ndim:
+        sizes = zip(tensor.shape, scale.shape, strict=True)
+        blocks = [_block(*pair) for pair in sizes]
+        if None not in blocks:
+            for axis, block in enumerate(blocks):
+                if block > 1:
+                    scale = scale.repeat_interleave(block, axis)
+                    scale = scale.narrow(axis, 0, tensor.shape[axis])
+            return tensor * scale
     raise UnsupportedFormatError(
         f"{source}: tensor {info.name!r} of shape {tuple(tensor.shape)} has scales of "
         f"shape {tuple(scale.shape)}, which fit neither the tensor, nor its rows, nor "
-        f"blocks of {_FLOAT8_BLOCK}. Use the bf16 or fp16 checkpoint of this model."
+        "blocks of it. Use the bf16 or fp16 checkpoint of this model."
     )
 
 
-def scale_names(info):
-    """List the names under which an 8-bit float tensor's scales may stand."""
-    if info.dtype not in FLOAT8:
-        return []
-    names = [f"{info.name}_scale_inv", f"{info.name}_scale"]
-    if "." in info.name:
-        names.append(f"{info.name.rpartition('.')[0]}.weight_scale")
-    return names
+def _block(size, n_scales):
+    """How many entries share a scale along an axis; None if that cannot be told."""
+    if n_scales in (1, size):
+        return 1
+    # Powers of two: for each number of scales there is one at most.
+    block = 2
+    while block < size:
+        if -(-size // block) == n_scales:
+            return block
+        block *= 2
+    return None
 
 
 def write_arrays(file, arrays, metadata):

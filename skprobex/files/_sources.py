@@ -7,7 +7,9 @@ get handles; and it notices if the file is no longer the one that was opened.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
 from pathlib import Path
 
 from ..exceptions import (
@@ -16,11 +18,14 @@ from ..exceptions import (
     RemoteError,
     WeightFileError,
 )
-from ._http import HttpClient
+from ._deadline import within
+from ._http import HttpClient, is_strong
 from ._range_cache import RangeCache
 
 # Most headers fit, so that opening a remote file costs one request.
 _FIRST_BYTES = 32 * 1024
+# Seconds that a file system may take for an answer.
+_PATIENCE = 120.0
 
 
 class LocalFile:
@@ -32,11 +37,17 @@ class LocalFile:
         self.path = os.fspath(path)
         try:
             status = os.stat(self.path)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # also names that are none
+            reason = getattr(error, "strerror", None) or error
             raise WeightFileError(
-                f"{self.path} cannot be opened ({error.strerror}): expected a "
+                f"{self.path!r} cannot be opened ({reason}): expected a "
                 "safetensors file. If it is a link, its target is missing."
             ) from None
+        if not stat.S_ISREG(status.st_mode):
+            # A pipe would be waited for, and a device never ends.
+            raise WeightFileError(
+                f"{self.path!r} is no regular file: expected a safetensors file."
+            )
         self.size, self.mtime_ns = status.st_size, status.st_mtime_ns
         self.data_start = 0
 
@@ -51,7 +62,10 @@ class LocalFile:
 
     def read(self, start, n_bytes):
         """Read a byte range into a new bytearray."""
-        data = bytearray(n_bytes)
+        try:
+            data = bytearray(n_bytes)
+        except MemoryError:
+            raise _too_large(n_bytes, self) from None
         self.read_into(start, memoryview(data))
         return data
 
@@ -80,6 +94,12 @@ class LocalFile:
                 f"{self.path} cannot be read ({error.strerror}): it was there when "
                 "the models were opened."
             ) from None
+
+
+def _too_large(n_bytes, source):
+    return WeightFileError(
+        f"{source}: a tensor of {n_bytes} bytes does not fit in memory."
+    )
 
 
 class _RemoteFile:
@@ -114,9 +134,12 @@ class _RemoteFile:
         is_known = self.tag is not None
         data = self.cache.read(self.url, self.tag, start, n_bytes) if is_known else None
         if data is None:
-            rest = self._fetch(start + len(head), n_bytes - len(head))
+            try:
+                rest, is_same = self._fetch(start + len(head), n_bytes - len(head))
+            except MemoryError:
+                raise _too_large(n_bytes, self) from None
             data = bytearray(head) + rest if head else rest
-            if is_known:
+            if is_known and is_same:
                 self.cache.write(self.url, self.tag, start, data)
         return data
 
@@ -125,6 +148,7 @@ class _RemoteFile:
         view[:] = self.read(start, len(view))
 
     def _fetch(self, start, n_bytes):
+        """Return the bytes, and whether they are sure to be of the version opened."""
         raise NotImplementedError
 
 
@@ -141,25 +165,43 @@ class HttpFile(_RemoteFile):
         nothing is asked of the server that the cache can answer.
     """
 
-    __slots__ = ("client",)
-    _state = (*_RemoteFile._state, "client")
+    __slots__ = ("client", "immutable", "seen", "start_digest")
+    _state = (*_RemoteFile._state, "client", "immutable", "seen", "start_digest")
 
     def __init__(self, url, cache, client, immutable=False):
         self.url, self.cache, self.client = url, cache, client
-        self.data_start = 0
+        self.data_start, self.immutable = 0, immutable
+        # Of the version opened: its tag, and a digest of how it begins.
+        self.seen, self.start_digest = "", ""
         known = cache.read_facts(url) if immutable else None
         if known is not None:
             self.size, self.tag, self._first = known
             return
         self._first, self.size, tag = client.first_bytes(url, _FIRST_BYTES)
-        self.tag = tag or None
         if immutable:
             # The commit is in the URL; storage behind it may change its own tags.
             self.tag = ""
             cache.write_facts(url, self.size, self.tag, bytes(self._first))
+        else:
+            self.tag = tag if is_strong(tag) else None
+            self.seen, self.start_digest = tag, _digest(self._first)
 
     def _fetch(self, start, n_bytes):
-        return self.client.range(self.url, start, n_bytes, self.size, self.tag)
+        data, is_tagged = self.client.range(
+            self.url, start, n_bytes, self.size, self.seen
+        )
+        if self.immutable:
+            return data, True
+        is_same = is_tagged and is_strong(self.seen)
+        if not is_same:
+            # No tag to go by: at least the header must be the one that was read.
+            first, size, _ = self.client.first_bytes(self.url, _FIRST_BYTES)
+            if size != self.size or _digest(first) != self.start_digest:
+                raise FileChangedError(
+                    f"{self.url} has changed since it was opened. Open the models "
+                    "again."
+                )
+        return data, is_same
 
 
 class FsspecFile(_RemoteFile):
@@ -172,10 +214,12 @@ class FsspecFile(_RemoteFile):
         self.data_start = 0
         file_system, path = self._open()
         try:
-            info = file_system.info(path)
+            info = within(_PATIENCE, url, lambda: file_system.info(path))
+            self.size = int(info["size"])
+        except WeightFileError:
+            raise
         except Exception as error:  # each file system has errors of its own
             raise _remote_error(url, error) from error
-        self.size = int(info["size"])
         changed = (info.get(key) for key in ("ETag", "etag", "LastModified", "mtime"))
         tag = next((value for value in changed if value is not None), None)
         self.tag = None if tag is None else str(tag)
@@ -196,8 +240,14 @@ class FsspecFile(_RemoteFile):
         file_system, path = self._open()
         for attempt in range(3):
             try:
-                data = file_system.cat_file(path, start=start, end=start + n_bytes)
+                data = within(
+                    _PATIENCE + n_bytes / 50_000,
+                    self.url,
+                    lambda: file_system.cat_file(path, start, start + n_bytes),
+                )
                 break
+            except WeightFileError:
+                raise
             except Exception as error:
                 if attempt == 2:
                     raise _remote_error(self.url, error) from error
@@ -206,7 +256,11 @@ class FsspecFile(_RemoteFile):
                 f"{self.url} gave {len(data)} bytes from byte {start}: expected "
                 f"{n_bytes}. If it has changed, open the models again."
             )
-        return bytearray(data)
+        return bytearray(data), True
+
+
+def _digest(data):
+    return hashlib.sha256(data).hexdigest()
 
 
 def _remote_error(url, error):

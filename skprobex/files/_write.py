@@ -63,6 +63,11 @@ def save_models(
             "weights_by_layer must be a dict of weights by layer name, got "
             f"{type(weights_by_layer).__name__}."
         )
+    if "__metadata__" in weights_by_layer:
+        raise ValueError(
+            "A layer cannot be called '__metadata__': in a safetensors file that is "
+            "the name of the metadata. Rename it."
+        )
     lengths = {layer: len(W) for layer, W in weights_by_layer.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(
@@ -78,7 +83,8 @@ def save_models(
             raise ValueError(f"{what} has {len(values)} entries for {n_models} models.")
     if len(set(names)) != n_models:
         raise ValueError("names must differ: each is a file's.")
-    paths = [_path(Path(folder), name) for name in names]
+    folder = Path(folder).expanduser()
+    paths = [_path(folder, name) for name in names]
     # All of it is checked before anything is written.
     texts = [_as_text(entry) for entry in metadata]
     for i, (path, text) in enumerate(zip(paths, texts, strict=True)):

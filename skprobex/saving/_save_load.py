@@ -68,6 +68,7 @@ class Saveable:
                 f"{type(self).__name__} is no class of skprobex itself, which are the "
                 "only ones that files hold. Pickle it instead."
             )
+        path = os.path.expanduser(path)
         if os.path.isdir(path):
             raise IsADirectoryError(
                 f"{os.fspath(path)!r} is a folder: name a file in it, such as "
@@ -129,7 +130,7 @@ def load(path: PathLike) -> Any:
     >>> bool((skprobex.load(path).predict(W) == clf.predict(W)).all())
     True
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         raise IsADirectoryError(
             f"{str(path)!r} is a folder: load reads the file that save wrote. "

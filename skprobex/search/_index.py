@@ -16,8 +16,8 @@ from .._typing import PathLike, Self
 from .._warnings import listed
 from ..saving import Saveable
 from ..weights import LayerWeights, ModelCollection, WeightsLike, take_models
-from ..weights._collection import as_condition
 from ..weights._metadata import check_key
+from ..weights._selection import as_condition
 from ._checks import (
     as_rows,
     as_weights,

@@ -16,7 +16,7 @@ from .._registry import saved
 from .._warnings import listed
 from ..exceptions import MissingLayerError
 from ..weights import DenseWeights, ModelCollection, Weights, check_numeric
-from ..weights._collection import base_model
+from ..weights._bases import base_model, canonical_bases
 
 
 @saved
@@ -122,10 +122,15 @@ def _split_list(W, forms):
 
 def _split_collection(models, layer, forms):
     found = {}
-    bases = [base_model(entry) for entry in models.metadata]
+    bases = canonical_bases(
+        [base_model(entry) for entry in models.metadata],
+        [form.base for form in forms or ()],
+    )
     groups = models.groups
-    for group in range(groups.max() + 1):
-        positions = np.flatnonzero(groups == group)
+    members = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
+    if layer is None:
+        members = _join_adapters(models, members, bases)
+    for positions in members:
         form = _form_of(models[positions], bases[positions[0]], layer, forms)
         found.setdefault(form, []).append(positions)
     parts = []
@@ -134,7 +139,11 @@ def _split_collection(models, layer, forms):
         if form is None:
             parts.append(Part(None, positions))
             continue
-        weights = models[positions][form.layer]
+        own = models[positions]
+        if form.layer not in own or own.layers[form.layer].n_models < len(own):
+            weights = UncomparedAdapters(len(own), form)
+        else:
+            weights = own[form.layer]
         if not isinstance(weights, Weights):
             weights = DenseWeights(
                 weights.detach() if torch.is_tensor(weights) else np.asarray(weights)
@@ -143,9 +152,70 @@ def _split_collection(models, layer, forms):
     return sorted(parts, key=lambda part: (part.form is None, -len(part.positions)))
 
 
+class UncomparedAdapters(Weights):
+    """Adapters of one declared base that change no layer in common.
+
+    That they are of one Model Tree is known from what they declare; what else there
+    is to know would need a layer that all of them hold.
+    """
+
+    is_low_rank = True
+
+    def __init__(self, n_models, form):
+        self._n_models, self._form = n_models, form
+
+    @property
+    def shape(self):
+        return (self._n_models, *self._form.shape)
+
+    @property
+    def dtype(self):
+        return np.dtype(np.float32)
+
+    def _select(self, models):
+        return UncomparedAdapters(len(models), self._form)
+
+    def _take_one(self, model):
+        raise self._error()
+
+    def _read_batches(self, size, device, dtype):
+        raise self._error()
+
+    def _error(self):
+        """Say why there is nothing to read."""
+        return MissingLayerError(
+            f"The {self._n_models} adapters of {self._form.base!r} have no layer in "
+            f"common, not even {self._form.layer!r}: they cannot be divided into "
+            "trees. Leave n_trees=None, or select those with the same layers."
+        )
+
+
+def _join_adapters(models, members, bases):
+    """Join groups of adapters that declare one base, whatever layers they change."""
+    joined, apart = {}, []
+    for positions in members:
+        infos = models[positions].layers.values()
+        base = bases[positions[0]]
+        if base is None or not any(info.is_low_rank for info in infos):
+            apart.append(positions)
+        else:
+            joined.setdefault(base, []).append(positions)
+    for groups in joined.values():
+        together = np.sort(np.concatenate(groups))
+        infos = models[together].layers.values()
+        # A layer of two shapes: one of the declarations is wrong.
+        if any(info.is_low_rank and info.n_forms > 1 for info in infos):
+            apart += groups
+        else:
+            apart.append(together)
+    return sorted(apart, key=lambda positions: (-len(positions), positions[0]))
+
+
 def _form_of(models, base, layer, forms):
-    """The form of models of one architecture and declared base."""
+    """The form of models of one architecture, or adapters of one declared base."""
     infos = {name: info for name, info in models.layers.items() if info.n_forms == 1}
+    common = {n: info for n, info in infos.items() if info.n_models == len(models)}
+    infos = common or infos
     candidates = []
     for name in [layer] if layer is not None else list(infos):
         if name not in infos:
@@ -156,7 +226,13 @@ def _form_of(models, base, layer, forms):
         form = Form(name, lifted, info.is_low_rank, base if info.is_low_rank else None)
         candidates.append(form)
     if forms is not None:
-        return next((form for form in candidates if form in forms), None)
+        known = next((form for form in candidates if form in forms), None)
+        if known is None and base is not None and layer is None:
+            # Adapters of a known base, of other layers than were seen.
+            same = [form for form in forms if form.is_low_rank and form.base == base]
+            is_adapter = any(form.is_low_rank for form in candidates)
+            known = next((f for f in same if is_adapter and f.layer not in infos), None)
+        return known
     if layer is not None and not candidates:
         raise MissingLayerError(
             f"{len(models)} models, such as {models.names[0]!r}, have no layer "

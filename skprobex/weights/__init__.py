@@ -9,7 +9,7 @@ from ._contract import check_numeric as check_numeric
 from ._dense import DenseWeights as DenseWeights
 from ._in_files import LayerWeights
 from ._low_rank import LowRankWeights
-from ._select import take_models as take_models
+from ._selection import take_models as take_models
 from ._validation import ONLY as ONLY
 from ._validation import Layers as Layers
 from ._validation import WeightsLike as WeightsLike

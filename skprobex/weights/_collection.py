@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 
+from .._natural import natural
 from .._typing import Numbers, Selection, Self
 from .._warnings import warn
 from ..exceptions import MissingLayerError
-from ._metadata import check_key, encode_labels
+from ._bases import base_model, canonical_bases
+from ._in_files import StoredModel
+from ._metadata import check_key, encode_columns, encode_labels
+from ._metadata import labelled as has_label
+from ._selection import as_condition, matching
 from ._stores import InFiles, InMemory, LayerInfo
+from ._tables import entries_of, is_table, series_values
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _N_NAMED = 5
 _N_ROWS = 20
+_N_SHOWN = 12
+
+# What models or layers are called, a pattern, or a function of the name.
+Named: TypeAlias = str | Sequence[str] | Callable[[str], bool]
+# One dict per model, or a table by name: a DataFrame, a dict, or a CSV file's path.
+Metadata: TypeAlias = Any
 
 
 class ModelCollection:
@@ -50,8 +61,14 @@ class ModelCollection:
         Shape, dtype and number of models of every layer, in natural order.
     groups : ndarray of shape (n_models,)
         Number of each model's architecture (same layers and shapes) and declared
-        base; 0 is the largest group.
+        base, however that is spelt; 0 is the largest group.
     shape : (n_models, n_layers)
+    metadata : list of dict
+        One per model. What is assigned may be a list of dicts, or a DataFrame or the
+        path of a CSV file that name the models: its columns are added by name.
+    skipped_ : dict of str to str
+        Of what `open_models` found: the files and folders that are not among the
+        models, and why.
 
     See Also
     --------
@@ -71,6 +88,9 @@ class ModelCollection:
     array(['a', 'a'], dtype='<U1')
     """
 
+    # `skprobex.files` puts it here: what is an adapter in memory, it knows.
+    _read_state_dicts: ClassVar[Callable[..., list[StoredModel]]]
+
     def __init__(
         self,
         names: Iterable[str],
@@ -79,19 +99,22 @@ class ModelCollection:
         on_missing: Literal["raise", "drop"] = "raise",
     ) -> None:
         self.names = list(names)
-        self.metadata = list(metadata)
+        self._metadata = list(metadata)
+        # Of the collection that this one was selected from, if it was.
+        self._all_names = frozenset(self.names)
         self._store = store
         self._on_missing = on_missing
         self._layers: dict[str, LayerInfo] | None = None
         # Layers whose dropped models have been told of.
         self._said: set[str] = set()
+        self.skipped_: dict[str, str] = {}
 
     @classmethod
     def from_layers(
         cls,
         layers: Mapping[str, Numbers],
         names: Sequence[str] | None = None,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
+        metadata: Metadata | None = None,
     ) -> Self:
         """Make a collection in memory.
 
@@ -102,8 +125,8 @@ class ModelCollection:
             the same models in the same order.
         names : sequence of str, default=None
             None means ``model_0``, ``model_1``, and so on.
-        metadata : sequence of dict, default=None
-            One per model.
+        metadata : sequence of dict or DataFrame, default=None
+            One dict per model, or a table whose index names the models.
 
         Returns
         -------
@@ -133,15 +156,102 @@ class ModelCollection:
             )
         n_models = next(iter(lengths.values()))
         names = [f"model_{i}" for i in range(n_models)] if names is None else names
-        metadata = [{} for _ in range(n_models)] if metadata is None else metadata
-        for what, values in (("names", names), ("metadata", metadata)):
-            if len(values) != n_models:
-                raise ValueError(
-                    f"{what} has {len(values)} entries for {n_models} models."
+        if len(names) != n_models:
+            raise ValueError(f"names has {len(names)} entries for {n_models} models.")
+        names = list(map(str, names))
+        metadata = entries_of(metadata, names)
+        return cls(names, metadata, InMemory(layers))
+
+    @classmethod
+    def from_state_dicts(
+        cls,
+        models: Mapping[str, Any] | Sequence[Any],
+        metadata: Metadata | None = None,
+        *,
+        on_missing: Literal["raise", "drop"] = "raise",
+    ) -> Self:
+        """Make a collection of networks in memory.
+
+        Parameters
+        ----------
+        models : dict of str to (state dict or Module)
+            By the model's name; of a list the names are ``model_0``, ``model_1``, and
+            so on. Their layers may differ. Adapters are read as those in files are,
+            with the scale in the module's ``peft_config``.
+        metadata : sequence of dict or DataFrame, default=None
+            One dict per model, or a table whose index names the models.
+        on_missing : {"raise", "drop"}, default="raise"
+            As in `open_models`.
+
+        Returns
+        -------
+        ModelCollection
+            The weights are not copied: training on would change them.
+
+        Raises
+        ------
+        TypeError
+            If a model is neither a state dict nor a module.
+        ValueError
+            If two models are the same memory.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from skprobex import ModelCollection
+        >>> nets = {f"run_{i}": torch.nn.Linear(4, 3) for i in range(5)}
+        >>> ModelCollection.from_state_dicts(nets)["weight"].shape
+        (5, 3, 4)
+        """
+        if isinstance(models, (list, tuple)):
+            models = {f"model_{i}": model for i, model in enumerate(models)}
+        if not isinstance(models, Mapping) or not models:
+            raise TypeError(
+                "models must be a dict of state dicts or modules by name, with one at "
+                f"least; got {type(models).__name__}."
+            )
+        models = {str(name): model for name, model in models.items()}
+        entries = entries_of(metadata, list(models))
+        return cls._from_models(cls._read_state_dicts(models, entries), on_missing)
+
+    @classmethod
+    def concat(cls, collections: Iterable[ModelCollection]) -> Self:
+        """Put collections one after another, as ``+`` does with two.
+
+        Parameters
+        ----------
+        collections : iterable of ModelCollection
+            From files or in memory; their layers may differ.
+
+        Returns
+        -------
+        ModelCollection
+            Nothing is read or copied. Of models with the same name the later ones are
+            numbered: ``"run (2)"``.
+        """
+        collections = list(collections)
+        for collection in collections:
+            if not isinstance(collection, ModelCollection):
+                raise TypeError(
+                    f"A {type(collection).__name__} is no collection: expected what "
+                    "open_models or from_layers return."
                 )
-        if not all(isinstance(entry, Mapping) for entry in metadata):
-            raise ValueError("metadata must hold one dict per model.")
-        return cls(map(str, names), map(dict, metadata), InMemory(layers))
+        if not collections:
+            raise ValueError("concat needs one collection at least.")
+        models = [
+            model
+            for collection in collections
+            for model in collection._store.stored(collection.names, collection.metadata)
+        ]
+        joined = cls._from_models(_numbered(models), collections[0]._on_missing)
+        for collection in collections:
+            joined.skipped_.update(collection.skipped_)
+        return joined
+
+    def __add__(self, other: ModelCollection) -> ModelCollection:
+        if not isinstance(other, ModelCollection):
+            return NotImplemented
+        return ModelCollection.concat([self, other])
 
     @classmethod
     def _from_models(cls, models, on_missing):
@@ -150,18 +260,19 @@ class ModelCollection:
         metadata = [model.metadata for model in models]
         return cls(names, metadata, InFiles(models), on_missing)
 
-    @classmethod
-    def _join(cls, collections):
-        """Put opened collections one after another."""
-        first = collections[0]
-        models = [model for c in collections for model in c._store.models]
-        return cls._from_models(models, first._on_missing)
+    @property
+    def metadata(self) -> list[dict[str, Any]]:
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, metadata: Metadata) -> None:
+        self._metadata = entries_of(metadata, self.names, self._metadata)
 
     @property
     def layers(self) -> dict[str, LayerInfo]:
         if self._layers is None:
             found = self._store.layers()
-            self._layers = {name: found[name] for name in sorted(found, key=_natural)}
+            self._layers = {name: found[name] for name in sorted(found, key=natural)}
         return self._layers
 
     @property
@@ -170,7 +281,7 @@ class ModelCollection:
 
     @property
     def groups(self) -> np.ndarray:
-        bases = [base_model(entry) for entry in self.metadata]
+        bases = canonical_bases([base_model(entry) for entry in self.metadata])
         keys = list(zip(self._store.architectures(), bases, strict=True))
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         counts = Counter(keys)
@@ -219,12 +330,18 @@ class ModelCollection:
         return layer in self.layers
 
     def _take(self, positions, layers=None):
-        return ModelCollection(
+        selected = ModelCollection(
             [self.names[i] for i in positions],
             [self.metadata[i] for i in positions],
             self._store.take(positions, layers),
             self._on_missing,
         )
+        selected._all_names = self._all_names
+        return selected
+
+    def _layer_of_all(self, name):
+        """One layer of all models, whatever is to be done where some lack it."""
+        return self._store.layer(name)
 
     def _layer(self, name):
         if name not in self.layers:
@@ -252,29 +369,53 @@ class ModelCollection:
             )
         return self._store.take(kept).layer(name)
 
-    def labels(self, key: str) -> Any:
-        """Turn one metadata entry of all models into `y`.
+    def labels(self, key: Any, *, missing: Literal["raise", "drop"] = "raise") -> Any:
+        """Turn one metadata entry of all models, or a column of a table, into `y`.
 
         Parameters
         ----------
-        key : str
-            Values may be numbers, text, or lists as text; they are parsed as JSON or
-            as Python literals, and never run.
+        key : str, Series, DataFrame or dict
+            The metadata's. Values may be numbers, text, or lists as text; they are
+            parsed as JSON or as Python literals, and never run. Or labels by the
+            models' names, such as ``frame["task"]``: they are brought into the order
+            of the models, whatever order they have, and rows of other models are left
+            out.
+        missing : {"raise", "drop"}, default="raise"
+            What to do about models without a value (None, NaN, or empty text): raise,
+            or return the labels of the others, which are
+            ``models.select(labelled=key)``.
 
         Returns
         -------
         ndarray of shape (n_models,), or Bunch
             Numbers or text; for lists a Bunch of `y`, an indicator matrix of shape
-            (n_models, n_classes), and `classes`.
+            (n_models, n_classes), and `classes`. Of a DataFrame with several columns,
+            an array of shape (n_models, n_columns).
 
         Raises
         ------
         ValueError
-            If models lack the key; the message names them.
+            If models lack a value, or have values of several forms; the message names
+            them.
         """
-        check_key(key, self.metadata)
-        values = [entry.get(key) for entry in self.metadata]
-        return encode_labels(values, key, self.names)
+        if isinstance(key, str):
+            check_key(key, self.metadata)
+            values = [entry.get(key) for entry in self.metadata]
+            return encode_labels(values, key, self.names, missing)
+        if not is_table(key):
+            raise TypeError(
+                f"labels takes a key of the metadata, or labels by the models' names "
+                f"(a Series, a DataFrame or a dict), got {type(key).__name__}."
+            )
+        if getattr(key, "ndim", 1) == 1:
+            name = str(getattr(key, "name", None) or "labels")
+            values = series_values(key, self.names)
+            return encode_labels(values, name, self.names, missing)
+        columns = {
+            str(column): series_values(key.iloc[:, i], self.names)
+            for i, column in enumerate(key.columns)
+        }
+        return encode_columns(columns, self.names, missing)
 
     def to_frame(self) -> pd.DataFrame:
         """Return the metadata as a table.
@@ -301,26 +442,31 @@ class ModelCollection:
 
     def select(
         self,
-        names: str | Sequence[str] | None = None,
+        names: Named | None = None,
         *,
         mask: ArrayLike | None = None,
         metadata: Mapping[str, Any] | None = None,
-        layers: str | Sequence[str] | None = None,
+        labelled: Any = None,
+        layers: Named | None = None,
         on_missing: Literal["raise", "drop"] = "raise",
     ) -> ModelCollection:
         """Select models, layers, or both.
 
         Parameters
         ----------
-        names : sequence of str, default=None
-            Names of models, in the order wanted.
+        names : str, sequence of str or callable, default=None
+            Names of models, or patterns such as ``"run_00*"``, in the order wanted; or
+            a function of the name that says whether to keep the model.
         mask : array-like of bool, default=None
             One per model.
         metadata : dict, default=None
             For each key a value, a list of allowed values, or a function of the
             value (None where a model has none) that says whether to keep the model.
-        layers : sequence of str, default=None
-            Layers to keep. All are kept otherwise.
+        labelled : str, Series or dict, default=None
+            Keep the models for which ``labels(labelled)`` has a value.
+        layers : str, sequence of str or callable, default=None
+            Layers to keep: names, patterns such as ``"*.attention.*"``, or a function
+            of the name. All are kept otherwise.
         on_missing : {"raise", "drop"}, default="raise"
             With "drop", models that lack one of `layers`, or have it in another shape
             than most, are left out.
@@ -339,12 +485,7 @@ class ModelCollection:
             raise ValueError(f"on_missing={on_missing!r}: expected 'raise' or 'drop'.")
         positions = np.arange(len(self))
         if names is not None:
-            names = [names] if isinstance(names, str) else list(names)
-            where = {name: i for i, name in enumerate(self.names)}
-            unknown = [name for name in names if name not in where]
-            if unknown:
-                raise KeyError(f"There are no models named {unknown[:_N_NAMED]}.")
-            positions = np.array([where[name] for name in names], dtype=np.int64)
+            positions = np.array(matching(self.names, names, "models"), dtype=np.int64)
         if mask is not None:
             mask = np.asarray(mask)
             if mask.dtype != bool or mask.shape != (len(self),):
@@ -355,15 +496,16 @@ class ModelCollection:
             is_wanted = as_condition(wanted)
             keep = [is_wanted(self.metadata[i].get(key)) for i in positions]
             positions = positions[np.array(keep, dtype=bool)]
+        if labelled is not None:
+            if isinstance(labelled, str):
+                check_key(labelled, self.metadata)
+                values = [entry.get(labelled) for entry in self.metadata]
+            else:
+                values = series_values(labelled, self.names)
+            positions = positions[np.array(has_label(values), dtype=bool)[positions]]
         if layers is not None:
-            layers = [layers] if isinstance(layers, str) else list(layers)
-            unknown = [name for name in layers if name not in self.layers]
-            if unknown:
-                raise KeyError(
-                    f"There are no layers named {unknown[:_N_NAMED]}, but "
-                    f"{len(self.layers)} others, such as "
-                    f"{list(self.layers)[:_N_NAMED]}."
-                )
+            known = list(self.layers)
+            layers = [known[i] for i in matching(known, layers, "layers")]
         selected = self._take(positions, layers)
         if on_missing == "drop":
             for name in layers or []:
@@ -374,19 +516,43 @@ class ModelCollection:
         return f"ModelCollection({len(self)} models, {len(self.layers)} layers)"
 
     def _repr_html_(self):
+        keys = sorted({key for entry in self.metadata for key in entry})
         rows = "".join(
             f"<tr><td style='text-align:left'><code>{escape(name)}</code></td>"
-            f"<td>{' x '.join(map(str, info.shape))}</td><td>{info.dtype}</td>"
-            f"<td>{info.n_models}</td></tr>"
+            f"<td>{' x '.join(map(str, info.shape))}{' LoRA' * info.is_low_rank}</td>"
+            f"<td>{info.dtype}</td><td>{info.n_models}</td></tr>"
             for name, info in list(self.layers.items())[:_N_ROWS]
         )
         rest = len(self.layers) - _N_ROWS
         more = f"<tr><td colspan=4>… and {rest} more</td></tr>" if rest > 0 else ""
         return (
             f"<b>ModelCollection</b>: {len(self)} models, {len(self.layers)} layers"
+            f"<br>models: {_listed(self.names)}<br>metadata: {_listed(keys)}"
             "<table><tr><th>layer</th><th>shape</th><th>dtype</th><th>models</th></tr>"
             f"{rows}{more}</table>"
         )
+
+
+def _listed(names):
+    """Show the first names, shortened, and count the rest."""
+    shown = ", ".join(
+        f"<code>{escape(name if len(name) <= 60 else f'{name[:57]}...')}</code>"
+        for name in map(str, names[:_N_SHOWN])
+    )
+    rest = len(names) - _N_SHOWN
+    return (shown or "none") + (f" … and {rest} more" if rest > 0 else "")
+
+
+def _numbered(models):
+    """Number the later ones of models with the same name."""
+    taken, unique = set(), []
+    for model in models:
+        name, number = model.name, 2
+        while name in taken:
+            name, number = f"{model.name} ({number})", number + 1
+        taken.add(name)
+        unique.append(model._replace(name=name))
+    return unique
 
 
 def check_is_layer(name, W):
@@ -397,27 +563,3 @@ def check_is_layer(name, W):
             f"Layer {name!r} is of type {type(W).__name__}: expected weights of shape "
             "(n_models, d_out, d_in), dense or low-rank."
         )
-
-
-def base_model(metadata):
-    """Return the base that a model declares, or None."""
-    for key in ("base_model", "base_model_name_or_path", "ss_sd_model_name"):
-        value = metadata.get(key)
-        if isinstance(value, str) and value:
-            return value
-    return None
-
-
-def _natural(name):
-    """Sort layer 2 before layer 10."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts]
-
-
-def as_condition(wanted):
-    """Turn a value, a list of them or a function into a function that returns bool."""
-    if callable(wanted):
-        return lambda value: bool(wanted(value))
-    if isinstance(wanted, (list, tuple, set, frozenset, np.ndarray)):
-        return list(wanted).__contains__
-    return lambda value: value == wanted

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import DTypeLike
 
 from .._typing import Selection, Self
+from .._warnings import listed
 from ..exceptions import MissingLayerError
 from ..probing.batches import LowRankBatch
 from ..probing.device import as_array
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 # Reading is waiting, mostly: more threads than cores.
 _N_THREADS = 8
-_N_NAMED = 5
 
 
 class StoredModel(NamedTuple):
@@ -290,14 +290,12 @@ def check_one_form(layer, handles):
         return
     usual, _ = forms.most_common(1)[0]
     odd = [handle for handle in handles if form(handle.spec) != usual]
-    named = ", ".join(
-        f"{handle.name}: {describe_form(form(handle.spec))}"
-        for handle in odd[:_N_NAMED]
+    named = listed(
+        odd, show=lambda handle: f"{handle.name}: {describe_form(form(handle.spec))}"
     )
-    more = f" and {len(odd) - _N_NAMED} more" if len(odd) > _N_NAMED else ""
     raise MissingLayerError(
         f"Layer {layer!r} has shape {describe_form(usual)} in most models, but "
-        f"{named}{more}. Models of another architecture belong to another Model Tree "
+        f"{named}. Models of another architecture belong to another Model Tree "
         "(see models.groups): select the models that agree, or open them with "
         "on_missing='drop'."
     )

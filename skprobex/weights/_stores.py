@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .._warnings import listed
 from ..exceptions import MissingLayerError
-from ._in_files import LayerHandle, LayerWeights, check_one_form, form
-
-_N_NAMED = 5
+from ._held import held_models
+from ._in_files import LayerHandle, LayerWeights, StoredModel, check_one_form, form
 
 
 class LayerInfo(NamedTuple):
@@ -57,6 +57,10 @@ class InMemory:
     def architectures(self):
         return [0] * len(next(iter(self._weights.values())))
 
+    def stored(self, names, metadata):
+        """Turn the layers of many models into many models."""
+        return held_models(self._weights, names, metadata)
+
 
 class InFiles:
     """Layers in files; models with the same header share one dict of specs."""
@@ -91,12 +95,9 @@ class InFiles:
     def layer(self, name):
         missing = [model.name for model in self.models if name not in model.specs]
         if missing:
-            named = ", ".join(map(repr, missing[:_N_NAMED]))
-            n_more = len(missing) - _N_NAMED
-            more = f" and {n_more} more" if n_more > 0 else ""
             raise MissingLayerError(
                 f"{len(missing)} of {len(self.models)} models have no layer {name!r}: "
-                f"{named}{more}. Leave them out with "
+                f"{listed(missing)}. Leave them out with "
                 f"models.select(layers=[{name!r}], on_missing='drop')."
             )
         handles = self._handles(range(len(self.models)), name)
@@ -126,6 +127,13 @@ class InFiles:
     def take(self, positions, layers=None):
         selected = self._selected if layers is None else list(layers)
         return InFiles([self.models[i] for i in positions], selected)
+
+    def stored(self, names, metadata):
+        """The models, of the layers that are selected."""
+        return [
+            StoredModel(name, model.sources, self._named(model), entry)
+            for name, model, entry in zip(names, self.models, metadata, strict=True)
+        ]
 
     def architectures(self):
         of_specs = {

@@ -99,8 +99,9 @@ def usable_layers(W):
     for name in layer_names(W):
         if isinstance(W, Mapping):
             check_is_layer(name, W[name])
+        of_all = getattr(W, "_layer_of_all", W.__getitem__)
         try:
-            n_axes = len(getattr(W[name], "shape", (0, 0)))
+            n_axes = len(getattr(of_all(name), "shape", (0, 0)))
         except (MissingLayerError, UnsupportedFormatError):
             n_axes = 0
         (usable if n_axes > 1 else unusable).append(name)
