@@ -1,0 +1,17 @@
+"""What was a model trained on? Answers from its base and examples of the data."""
+
+from ._activations import collect_activations
+from ._gradients import RandomHead, collect_gradients
+from ._moments import Activations, ClassMoments
+from ._simulate import simulate_models
+from ._weights import SimulatedWeights
+
+__all__ = [
+    "Activations",
+    "ClassMoments",
+    "RandomHead",
+    "SimulatedWeights",
+    "collect_activations",
+    "collect_gradients",
+    "simulate_models",
+]
