@@ -126,6 +126,8 @@ def collect_activations(
         for batch in iterate_batches(inputs, batch_size, collate, module):
             batch = to_device(own_inputs(batch), home)
             size, mask = count_samples(batch), named_mask(batch)
+            if not size:
+                continue
             seen = []
 
             def look(given, seen=seen, size=size, mask=mask):

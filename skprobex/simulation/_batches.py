@@ -26,7 +26,9 @@ def iterate_batches(
         Says how its texts become tokens, if it can.
     """
     if isinstance(inputs, str):
-        raise TypeError(f"inputs is the text {inputs[:40]!r}: expected a list of texts.")
+        raise TypeError(
+            f"inputs is the text {inputs[:40]!r}: expected a list of texts."
+        )
     if isinstance(inputs, np.ndarray):
         inputs = torch.from_numpy(np.ascontiguousarray(inputs))
     if isinstance(inputs, torch.Tensor):

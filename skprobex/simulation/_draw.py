@@ -2,12 +2,15 @@ r"""What fine-tuning would do to a layer: deltas drawn from the moments of class
 
 A model trained on classes with weights `w_c` has a delta with
 
-.. math:: D^T D \sim W_r(S) / r, \quad S = \sum_c w_c M_c,
+.. math:: D^T D \sim W_r(S) / r, \quad
+    S = \sum_c w_c M_c + \tau \frac{\mathrm{tr}}{d} I,
 
 a Wishart matrix: r directions of the output side, each of which a random head gives
 inputs of covariance S. Its mean is S exactly, and its spread is what makes simulated
-models as noisy as real ones: with ``D = Q S^{1/2}``, which has none, leave-one-out
-chooses a tenth to a thousandth of the penalty that is right for real models.
+models as noisy as real ones; so does the share that the optimiser spreads over all
+directions, as Adam does by scaling every weight on its own. With ``D = Q S^{1/2}``, which
+has neither, leave-one-out chooses a tenth to a thousandth of the penalty that is right
+for real models.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ N_DIRECTIONS = 64
 # Share of the inputs' energy that may lie outside the basis that is drawn in; a view
 # begins to hear a direction at a share of 1e-3.
 TAIL = 1e-4
-# Added to the diagonal, as a share of the mean variance, so that it can be factored.
-_JITTER = 1e-6
+# Share of a delta's energy that is spread over all directions. Measured on digit jungles
+# (AUC at the penalty that leave-one-out chooses; 10 / 40 classes, hidden2): 0 gives .973 /
+# .992, .03 gives 1.000 / .991, .1 gives 1.000 / .987.
+SPREAD = 0.03
 
 
 @dataclass
@@ -93,7 +98,8 @@ def draw_batch(
     -------
     LowRankBatch
         B ``(n_models, d_out, r)`` has orthonormal columns, A is ``(n_models, r, d_in)``:
-        ``D^T D = A^T A``, and ``E[A^T A]`` is the weighted sum of the moments.
+        ``D^T D = A^T A``, and ``E[A^T A]`` is the weighted sum of the moments, and a
+        share of `SPREAD` more in all directions of the basis.
     """
     basis, by_class = moments.basis.to(device, dtype), moments.moments.to(device, dtype)
     rank, width = moments.rank, basis.shape[1]
@@ -110,15 +116,9 @@ def draw_batch(
 
 
 def _roots(covariances):
-    """Matrices L with ``L L^T`` the covariances, by Cholesky."""
+    """Matrices L with ``L L^T`` the covariances and the spread, by Cholesky."""
     n_dims = covariances.shape[-1]
     traces = covariances.diagonal(dim1=1, dim2=2).sum(dim=1)
-    floor = _JITTER / n_dims * traces[:, None, None]
+    floor = SPREAD / n_dims * traces[:, None, None]
     eye = torch.eye(n_dims, dtype=covariances.dtype, device=covariances.device)
-    roots, failed = torch.linalg.cholesky_ex(covariances + floor * eye)
-    if failed.any():
-        # Rounding made a variance negative: then by eigenvectors, which are slower.
-        variances, vectors = torch.linalg.eigh(covariances)
-        found = vectors * variances.clamp_min(0).sqrt()[:, None, :]
-        roots = torch.where((failed > 0)[:, None, None], found, roots)
-    return roots
+    return torch.linalg.cholesky(covariances + floor * eye)

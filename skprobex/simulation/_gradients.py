@@ -192,9 +192,7 @@ def collect_gradients(
     classes[:] = list(batches)
     if all(isinstance(name, (str, int, np.integer)) for name in batches):
         classes = np.array(list(batches))
-    return ClassMoments(
-        classes, inputs, n_samples, (d_out, d_in), target.name, outputs
-    )
+    return ClassMoments(classes, inputs, n_samples, (d_out, d_in), target.name, outputs)
 
 
 def _gradient(value, weight, name, layer):

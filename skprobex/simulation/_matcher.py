@@ -215,7 +215,7 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
         classes = next(iter(layers.values())).classes
         known = np.intersect1d(classes, self.classes_)
         if len(known):
-            raise ValueError(f"Class {known[0]!r} is known already.")
+            raise ValueError(f"Class {known.tolist()[0]!r} is known already.")
         if (W is None) is self.standardized_on_models_:
             raise ValueError(
                 "Scores of the classes in fit are standardised over "

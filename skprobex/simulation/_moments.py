@@ -15,7 +15,6 @@ of a few inputs: within a class, output gradients agree in sign, so that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +158,7 @@ def as_moments(X: Any, y: ArrayLike | None, *, n_least: int = 2) -> ClassMoments
         found = ClassMoments(**{**vars(X), "classes": classes})
     if len(found) < n_least:
         raise ValueError(
-            f"There is {len(found)} class, {found.classes[0]!r}: expected "
+            f"There is {len(found)} class, {found.classes.tolist()[0]!r}: expected "
             f"{n_least} at least, as it is by their differences that classes are told."
         )
     check_moments(found)
@@ -178,7 +177,7 @@ def check_moments(found: ClassMoments) -> None:
     is_finite = np.isfinite(found.moments).all(axis=(1, 2))
     for is_bad, what in ((~is_finite, "NaN or infinity"), (traces <= 0, "zeros only")):
         if is_bad.any():
-            name = found.classes[np.flatnonzero(is_bad)[0]]
+            name = found.classes.tolist()[np.flatnonzero(is_bad)[0]]
             raise ValueError(
                 f"The moment of class {name!r} holds {what}: look at its examples."
             )
@@ -244,7 +243,7 @@ def settle_moments(sums, classes, codes, weight_shape, layer):
     empty = np.flatnonzero(sums.counts.numpy() == 0)
     if len(empty):
         raise ValueError(
-            f"Class {classes[empty[0]]!r} has no rows: all positions of its samples are "
+            f"Class {classes.tolist()[empty[0]]!r} has no rows: all positions of its samples are "
             "padding, or it has no samples."
         )
     n_samples = np.bincount(codes, minlength=len(classes))

@@ -121,7 +121,9 @@ class SimulatedWeights(LowRankWeights):
         """
         dtype = dtype or self.compute_dtype
         _, d_out, d_in = self.shape
-        row = (self._moments.rank * (d_out + d_in)) if self.is_low_rank else d_out * d_in
+        row = (
+            (self._moments.rank * (d_out + d_in)) if self.is_low_rank else d_out * d_in
+        )
         # What a model is drawn from, its covariance and the root of it, counts as well.
         row += 2 * self._moments.basis.shape[1] ** 2
         size = math.ceil(_BATCH_BYTES / (row * dtype.itemsize))
