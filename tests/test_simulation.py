@@ -187,7 +187,8 @@ def test_estimators_take_them():
     deltas = np.asarray(test.data)
     deltas *= 0.1 / np.linalg.norm(deltas, axis=(1, 2), keepdims=True)
     assert clf.score(1 + deltas, test.target) > 0.8
-    mixed = simulate_models(found, n_models=120, task="mixtures", classes_per_model=1.0)
+    found = draw_moments(3, d_in=40, d_out=40)
+    mixed = simulate_models(found, n_models=300, task="mixtures", classes_per_model=1.0)
     reg = ProbeXRegressor(random_state=0).fit(mixed.data, mixed.target)
     held = simulate_models(
         found, n_models=60, task="mixtures", classes_per_model=1.0, random_state=1
@@ -224,6 +225,18 @@ def test_decisions_are_standardised_inner_products():
         assert slope > 0
 
 
+def test_a_large_batch_is_its_own_population():
+    found = draw_moments(5)
+    deltas = np.random.default_rng(1).normal(size=(8, 9, 12))
+    expected = DataMatcher().fit(found, W=deltas).decision_function(deltas)
+    alone = DataMatcher(min_population=8).fit(found)
+    np.testing.assert_array_equal(alone.decision_function(deltas), expected)
+    # One fewer, and scores do not depend on the batch.
+    part = alone.decision_function(deltas[:7])
+    np.testing.assert_allclose(part[:3], alone.decision_function(deltas[:3]), atol=1e-4)
+    assert np.abs(part - expected[:7]).max() > 0.1
+
+
 def test_low_rank_and_dense_are_matched_alike():
     found, rng = draw_moments(), np.random.default_rng(1)
     B, A = rng.normal(size=(6, 9, 3)), rng.normal(size=(6, 3, 12))
@@ -239,7 +252,7 @@ def test_low_rank_and_dense_are_matched_alike():
 def test_one_model_alone_gets_an_answer():
     found = draw_moments(3, d_in=30, d_out=30, names=["x", "y", "z"])
     models = simulate_models(found, n_models=30, task="single", random_state=3)
-    matcher = DataMatcher().fit(found)
+    matcher = DataMatcher(min_population=31).fit(found)
     alone = np.array([matcher.predict(models.data[[i]])[0] for i in range(30)])
     np.testing.assert_array_equal(alone, matcher.predict(models.data))
     assert (alone == models.target).mean() > 0.9
@@ -259,6 +272,7 @@ def test_several_layers_add_up():
         DataMatcher().fit(layers[name], W=W[name]).decision_function(W[name])
         for name in layers
     )
+    apart = (apart - apart.mean(axis=0)) / apart.std(axis=0)
     np.testing.assert_allclose(both.decision_function(W), apart, atol=1e-4)
     models = simulate_models(layers, n_models=20, task="single")
     assert both.predict(models.data).shape == (20,)
@@ -269,7 +283,7 @@ def test_added_classes_are_scored_as_if_they_had_been_there(with_population):
     found, more = draw_moments(4), draw_moments(2, seed=9, names=[7, 8])
     deltas = np.random.default_rng(1).normal(size=(30, 9, 12))
     W = deltas if with_population else None
-    matcher = DataMatcher(n_simulated=60).fit(found, W=W)
+    matcher = DataMatcher(n_simulated=60, min_population=31).fit(found, W=W)
     before = matcher.decision_function(deltas)
     assert matcher.add(more, W=W) is matcher
     after = matcher.decision_function(deltas)

@@ -395,7 +395,7 @@ def test_an_end_of_a_name_will_do_where_it_is_the_only_one(rng):
             "b": nn.ModuleDict({"q": nn.Linear(3, 2)}),
         }
     )
-    with pytest.raises(ValueError, match="2 layers end in 'q': 'a.q', 'b.q'"):
+    with pytest.raises(ValueError, match=r"2 layers end in 'q': 'a\.q', 'b\.q'"):
         collect_activations(twice, "q", x)
 
 

@@ -19,7 +19,7 @@ from ._batches import (
     run_module,
     to_device,
 )
-from ._layer import Layer, at_rest, named_mask
+from ._layer import Layer, Seen, at_rest, named_mask
 from ._moments import (
     Activations,
     ClassMoments,
@@ -128,7 +128,7 @@ def collect_activations(
             size, mask = count_samples(batch), named_mask(batch)
             if not size:
                 continue
-            seen = []
+            seen: list[Seen] = []
 
             def look(given, seen=seen, size=size, mask=mask):
                 seen.append(target.assign(given, size, mask))
@@ -164,7 +164,9 @@ class _Rows:
         self.parts.append((rows.cpu().clone(), samples.cpu().clone()))
 
     def settle(self, n_samples, layer):
-        rows, samples = (torch.cat(part).numpy() for part in zip(*self.parts))
+        rows, samples = (
+            torch.cat(part).numpy() for part in zip(*self.parts, strict=True)
+        )
         return Activations(rows, samples, n_samples, layer.weight_shape, layer.name)
 
 

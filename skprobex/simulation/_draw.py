@@ -8,9 +8,9 @@ A model trained on classes with weights `w_c` has a delta with
 a Wishart matrix: r directions of the output side, each of which a random head gives
 inputs of covariance S. Its mean is S exactly, and its spread is what makes simulated
 models as noisy as real ones; so does the share that the optimiser spreads over all
-directions, as Adam does by scaling every weight on its own. With ``D = Q S^{1/2}``, which
-has neither, leave-one-out chooses a tenth to a thousandth of the penalty that is right
-for real models.
+directions, as Adam does by scaling every weight on its own. With ``D = Q S^{1/2}``,
+which has neither, leave-one-out chooses a tenth to a thousandth of the penalty that is
+right for real models.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ import torch
 from ..probing.deltas import LowRankBatch
 from ..probing.linalg import eigh_descending, qr
 
-# Directions of a simulated delta. Measured on the digit jungle, whose layers are 64 wide
-# (AUC, hidden2): 32 give .992, 64 .994, 128 .994, 256 .988.
+# Directions of a simulated delta. Measured on the digit jungle of 40 classes, where
+# layers are 64 wide (AUC, hidden2): 32 give .992, 64 .994, 128 .994, 256 .988.
 N_DIRECTIONS = 64
 # Share of the inputs' energy that may lie outside the basis that is drawn in; a view
 # begins to hear a direction at a share of 1e-3.
 TAIL = 1e-4
-# Share of a delta's energy that is spread over all directions. Measured on digit jungles
-# (AUC at the penalty that leave-one-out chooses; 10 / 40 classes, hidden2): 0 gives .973 /
-# .992, .03 gives 1.000 / .991, .1 gives 1.000 / .987.
+# Share of a delta's energy that is spread over all directions. Measured on the digit
+# jungles (AUC at the penalty that leave-one-out chooses; hidden2, 10 / 40 classes): 0
+# gives .973 / .992, .03 gives 1.000 / .991, .1 gives 1.000 / .987.
 SPREAD = 0.03
 
 
@@ -97,9 +97,9 @@ def draw_batch(
     Returns
     -------
     LowRankBatch
-        B ``(n_models, d_out, r)`` has orthonormal columns, A is ``(n_models, r, d_in)``:
-        ``D^T D = A^T A``, and ``E[A^T A]`` is the weighted sum of the moments, and a
-        share of `SPREAD` more in all directions of the basis.
+        B ``(n_models, d_out, r)`` has orthonormal columns, A is
+        ``(n_models, r, d_in)``: ``D^T D = A^T A``, and ``E[A^T A]`` is the weighted sum
+        of the moments, and a share of `SPREAD` more in all directions of the basis.
     """
     basis, by_class = moments.basis.to(device, dtype), moments.moments.to(device, dtype)
     rank, width = moments.rank, basis.shape[1]

@@ -206,8 +206,8 @@ def _gradient(value, weight, name, layer):
         (gradient,) = torch.autograd.grad(value, weight, allow_unused=True)
     if gradient is None:
         raise ValueError(
-            f"The loss of class {name!r} does not depend on layer {layer!r}: is it run, "
-            "and is nothing detached on the way?"
+            f"The loss of class {name!r} does not depend on layer {layer!r}: is it "
+            "run, and is nothing detached on the way?"
         )
     gradient = gradient.detach().float()
     norm = torch.linalg.vector_norm(gradient)
@@ -228,8 +228,8 @@ def _pooled(outputs, batch):
         outputs = outputs.last_hidden_state
     if not isinstance(outputs, torch.Tensor) or outputs.ndim < 2:
         raise TypeError(
-            f"The module returns {type(outputs).__name__}: pass RandomHead(pool=...), a "
-            "function that makes features (n_samples, width) of it."
+            f"The module returns {type(outputs).__name__}: pass RandomHead(pool=...), "
+            "a function that makes features (n_samples, width) of it."
         )
     if outputs.ndim == 2:
         return outputs

@@ -161,8 +161,8 @@ def _find(module, name):
     fitting = [known for known, layer in layers.items() if _kind_of(layer)]
     close = [known for known in fitting if name.split(".")[-1] in known] or fitting
     raise ValueError(
-        f"The module has no layer {name!r}. It has {len(fitting)} that will do, such as "
-        f"{', '.join(map(repr, close[:_N_NAMED]))}."
+        f"The module has no layer {name!r}. It has {len(fitting)} that will do, such "
+        f"as {', '.join(map(repr, close[:_N_NAMED]))}."
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -37,6 +37,36 @@ from ._weights import SimulatedWeights
 
 @saved
 @dataclass
+class Standards:
+    """Mean and standard deviation of each class's scores over a population.
+
+    Attributes
+    ----------
+    mean, std : ndarray of shape (n_classes,)
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> Standards:
+        """Measure scores of shape ``(n_models, n_classes)``."""
+        std = scores.std(axis=0)
+        # Where no model differs, there is nothing to be told: scores of zero.
+        tiny = np.finfo(scores.dtype).eps * np.abs(scores).max(initial=1e-30)
+        return cls(scores.mean(axis=0), np.where(std <= tiny, 1, std))
+
+    def apply(self, scores: np.ndarray) -> np.ndarray:
+        return (scores - self.mean) / self.std
+
+    def keep(self, before: Standards) -> None:
+        """Take the first classes' from what was measured before."""
+        n_known = len(before.mean)
+        self.mean[:n_known], self.std[:n_known] = before.mean, before.std
+
+
+@saved
+@dataclass
 class MatchedLayer:
     """What a layer's deltas are matched with.
 
@@ -49,16 +79,15 @@ class MatchedLayer:
         Of trace one.
     common : ndarray of shape (d_in, d_in)
         Mean moment of the classes seen in fit.
-    offset, spread : ndarray of shape (n_classes,)
-        Mean and standard deviation of each class's scores over the population.
+    standards : Standards
+        Of its scores.
     """
 
     name: str | None
     center: np.ndarray | None
     moments: np.ndarray
     common: np.ndarray
-    offset: np.ndarray
-    spread: np.ndarray
+    standards: Standards
 
 
 @saved
@@ -72,7 +101,9 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
         \quad L_i = Q \log(1 + S^2 / \epsilon) Q^T,
 
     `\bar M` what all of them have in common. Scores of a class are standardised over a
-    population of models, and those of several layers added up.
+    population of models, those of several layers added up, and the sums standardised.
+    The population is the models that `fit` was given. If it was given none, it is the
+    batch that is scored, if that is large enough, else simulated models.
 
     Parameters
     ----------
@@ -82,6 +113,10 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
     n_simulated : int, default=512
         Simulated models that scores are standardised over, where there is no population
         of real ones, and that probabilities are calibrated on.
+    min_population : int, default=30
+        Models of a batch from which on its scores are standardised over the batch
+        itself, if `fit` was given no models. Scores then depend on the batch, and are
+        better: what real models have in common is not in simulated ones.
     device : str, default="auto"
         ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or
         ``"mps"``.
@@ -96,6 +131,8 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
         What each layer is matched with.
     layers_ : list of str
         Names of the layers, where there are several.
+    standards_ : Standards
+        Of the sums over layers.
     temperature_ : float
         What decisions are divided by before their softmax.
     weight_shape_ : tuple of (int, int), or dict of them by layer
@@ -121,6 +158,7 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
     _parameter_constraints = {
         "center": [None, dict, "array-like", torch.Tensor],
         "n_simulated": [Interval(Integral, 2, None, closed="left")],
+        "min_population": [Interval(Integral, 2, None, closed="left")],
         "device": [str, torch.device],
         "random_state": ["random_state"],
     }
@@ -130,11 +168,13 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
         *,
         center: Numbers | Mapping[str, Numbers] | None = None,
         n_simulated: int = 512,
+        min_population: int = 30,
         device: Device = "auto",
         random_state: RandomState = 0,
     ) -> None:
         self.center = center
         self.n_simulated = n_simulated
+        self.min_population = min_population
         self.device = device
         self.random_state = random_state
 
@@ -172,15 +212,16 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
         self.matched_ = []
         for name, found in layers.items():
             moments = as_array(unit_trace(torch.from_numpy(found.moments)))
-            none = np.zeros(0, dtype=moments.dtype)
+            none = Standards(np.zeros(0), np.zeros(0))
             self.matched_.append(
                 MatchedLayer(
-                    name, self._layer_center(name), moments, moments.mean(0), none, none
+                    name, self._layer_center(name), moments, moments.mean(axis=0), none
                 )
             )
         self._calibrate(W)
         return self
 
+    @all_or_nothing
     def add(
         self, X: Any, y: ArrayLike | None = None, *, W: WeightsLike | None = None
     ) -> Self:
@@ -231,14 +272,17 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
                 )
             moments = as_array(unit_trace(torch.from_numpy(found.moments)))
             more.append(np.concatenate([matched.moments, moments]))
-        n_known = len(self.classes_)
-        for matched, moments in zip(self.matched_, more, strict=True):
-            matched.moments = moments
-        kept = [(m.offset, m.spread) for m in self.matched_]
+        before = [matched.standards for matched in self.matched_], self.standards_
+        # New objects: should anything fail, the old ones are as they were.
+        self.matched_ = [
+            replace(matched, moments=moments)
+            for matched, moments in zip(self.matched_, more, strict=True)
+        ]
         self.classes_ = np.concatenate([self.classes_, classes])
         self._calibrate(W)
-        for matched, (offset, spread) in zip(self.matched_, kept, strict=True):
-            matched.offset[:n_known], matched.spread[:n_known] = offset, spread
+        for matched, standards in zip(self.matched_, before[0], strict=True):
+            matched.standards.keep(standards)
+        self.standards_.keep(before[1])
         return self
 
     def decision_function(self, W: WeightsLike) -> np.ndarray:
@@ -256,11 +300,14 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
             In standard deviations of the population.
         """
         check_is_fitted(self)
-        W = self._validate(W)
-        return sum(
-            (scores - matched.offset) / matched.spread
-            for matched, scores in zip(self.matched_, self._align(W), strict=True)
+        scores = list(self._align(self._validate(W)))
+        if not self.standardized_on_models_ and len(scores[0]) >= self.min_population:
+            return _standardize(scores)[0]
+        total = sum(
+            matched.standards.apply(part)
+            for matched, part in zip(self.matched_, scores, strict=True)
         )
+        return self.standards_.apply(total)
 
     def predict(self, W: WeightsLike) -> np.ndarray:
         """Name the data set that fits each model best.
@@ -360,21 +407,30 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
                     "W holds 1 model: scores are standardised over 2 at least, or over "
                     "simulated ones if W is None."
                 )
-        for matched, scores in zip(self.matched_, population, strict=True):
-            matched.offset, matched.spread = _mean_and_spread(scores)
-        decisions = 0
-        for scores in simulated:
-            offset, spread = _mean_and_spread(scores)
-            decisions = decisions + (scores - offset) / spread
+        _, parts, self.standards_ = _standardize(population)
+        for matched, standards in zip(self.matched_, parts, strict=True):
+            matched.standards = standards
         signs = 2.0 * np.eye(len(self.classes_))[codes] - 1
-        slope, _ = fit_log_odds("multiclass", decisions, signs)
+        slope, _ = fit_log_odds("multiclass", _standardize(simulated)[0], signs)
         self.temperature_ = float(1 / slope[0])
         self.standardized_on_models_ = W is not None
 
 
-def _mean_and_spread(scores):
-    """Mean and standard deviation of each class's scores; one if they are all alike."""
-    spread = scores.std(axis=0)
-    # Where no model differs, there is nothing to be told: scores of zero.
-    is_flat = spread <= np.finfo(scores.dtype).eps * np.abs(scores).max(initial=1e-30)
-    return scores.mean(axis=0), np.where(is_flat, 1, spread)
+def _standardize(scores):
+    """Standardise the scores of every layer, add them up, and standardise the sum.
+
+    Parameters
+    ----------
+    scores : list of ndarray of shape (n_models, n_classes)
+
+    Returns
+    -------
+    decisions : ndarray of shape (n_models, n_classes)
+    parts : list of Standards
+        Of each layer.
+    total : Standards
+    """
+    parts = [Standards.of(part) for part in scores]
+    summed = sum(standards.apply(s) for standards, s in zip(parts, scores, strict=True))
+    total = Standards.of(summed)
+    return total.apply(summed), parts, total

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +97,7 @@ def score_examples(
     return as_array(scores - scores.mean(dim=1, keepdim=True))
 
 
-def _score_rows(weights: Any, center: Any, examples: Activations, device, dtype):
+def _score_rows(weights, center, examples, device, dtype):
     rows = as_tensor(examples.rows, dtype, device)
     samples = as_tensor(examples.samples, torch.int64, device)
     check_rows(rows, samples)

@@ -17,9 +17,9 @@ from ._moments import as_moments
 from ._weights import SimulatedWeights
 
 TASKS = ("subsets", "single", "mixtures")
-# Shape of the Gamma distribution of what one class weighs in a model: its mean is 1, its
-# standard deviation a half. Which of its examples were drawn, and how well the base knew
-# them before, differ from model to model.
+# Shape of the Gamma distribution of what one class weighs in a model: of mean 1 and
+# standard deviation a half. Which of its examples were drawn, and how well the base
+# knew them before, differ from model to model.
 _SHAPE = 4.0
 # How far the lengths of deltas spread, in powers of ten up and down: learning rates and
 # numbers of steps differ by so much, and lengths must not seem to tell anything else.
@@ -49,9 +49,9 @@ def simulate_models(
     `M_c` the moment of class c in the base, Q orthonormal, G Gaussian of 64 rows and
     variance 1/64, and the weights `w_c` from Gamma(4, 1/4). So ``E[D^T D]`` is the
     weighted sum of the moments exactly, but for three hundredths of its trace that are
-    spread over all directions, as an optimiser does. Estimators are fitted on simulated models as
-    on any others, and then read real ones: pass them *deltas* of real models, from
-    the base, or simulate with `base`.
+    spread over all directions, as an optimiser does. Estimators are fitted on simulated
+    models as on any others, and then read real ones: pass them *deltas* of real models,
+    from the base, or simulate with `base`.
 
     Parameters
     ----------
