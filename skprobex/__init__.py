@@ -8,6 +8,7 @@ from . import (
     layers,
     metrics,
     search,
+    simulation,
     trees,
 )
 from ._classifier import ProbeXClassifier
@@ -52,5 +53,6 @@ __all__ = [
     "layers",
     "metrics",
     "search",
+    "simulation",
     "trees",
 ]

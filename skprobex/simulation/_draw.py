@@ -66,12 +66,13 @@ def reduce_moments(moments: np.ndarray, d_out: int) -> ReducedMoments:
     d_out : int
     """
     tensor = torch.from_numpy(np.asarray(moments, dtype=np.float32))
-    tensor = tensor / tensor.diagonal(dim1=1, dim2=2).sum(dim=1).mean()
-    variances, vectors = eigh_descending(tensor.mean(dim=0).double())
-    left = 1 - variances.clamp_min(0).cumsum(0) / variances.clamp_min(0).sum()
+    mean = tensor.mean(dim=0).double()
+    variances, vectors = eigh_descending(mean / mean.trace())
+    left = 1 - variances.clamp_min(0).cumsum(0)
     n_kept = min(len(left), int((left > TAIL).sum()) + 1)
     basis = vectors[:, :n_kept].to(tensor)
-    return ReducedMoments(basis, basis.T @ tensor @ basis, int(d_out))
+    reduced = (basis.T @ tensor @ basis) / mean.trace().to(tensor)
+    return ReducedMoments(basis, reduced, int(d_out))
 
 
 def draw_batch(

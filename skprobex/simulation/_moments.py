@@ -119,11 +119,15 @@ class MomentSums:
 
     def moments(self) -> np.ndarray:
         """Compute `M_c` of every class, ``(n_classes, d_in, d_in)``."""
-        counts = self.counts[:, None, None]
-        means = self.sums / self.counts[:, None]
-        agreeing = means[:, :, None] * means[:, None, :]
-        found = (self.squares / counts + (N_AGREEING - 1) * agreeing) / N_AGREEING
-        return found.float().numpy()
+        found = np.empty(self.squares.shape, dtype=np.float32)
+        # One after the other: all at once would take their memory several times.
+        for c, (squares, total, count) in enumerate(
+            zip(self.squares, self.sums, self.counts, strict=True)
+        ):
+            mean = total / count
+            agreeing = (N_AGREEING - 1) * torch.outer(mean, mean)
+            found[c] = ((squares / count + agreeing) / N_AGREEING).numpy()
+        return found
 
 
 def as_moments(X: Any, y: ArrayLike | None, *, n_least: int = 2) -> ClassMoments:
