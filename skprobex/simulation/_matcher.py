@@ -29,7 +29,7 @@ from ..weights import (
     check_weight_shape,
     validate_layers,
 )
-from ._alignment import align, unit_trace
+from ._alignment import align, unit_trace, whiten
 from ._draw import reduce_moments
 from ._simulate import moments_by_layer
 from ._weights import SimulatedWeights
@@ -79,6 +79,8 @@ class MatchedLayer:
         Of trace one.
     common : ndarray of shape (d_in, d_in)
         Mean moment of the classes seen in fit.
+    templates : ndarray of shape (n_classes, d_in, d_in)
+        What views are multiplied by.
     standards : Standards
         Of its scores.
     """
@@ -87,6 +89,7 @@ class MatchedLayer:
     center: np.ndarray | None
     moments: np.ndarray
     common: np.ndarray
+    templates: np.ndarray
     standards: Standards
 
 
@@ -97,13 +100,15 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
     Fitted on the moments of data sets in a base (see `collect_gradients`), it scores a
     delta's input-side log view against each,
 
-    .. math:: s_{ic} = \langle L_i / \|L_i\|, M_c / \mathrm{tr} M_c - \bar M \rangle,
+    .. math:: s_{ic} = \langle L_i / \|L_i\|,
+        (C + \lambda)^{-1} (M_c / \mathrm{tr} M_c - \bar M) \rangle,
         \quad L_i = Q \log(1 + S^2 / \epsilon) Q^T,
 
-    `\bar M` what all of them have in common. Scores of a class are standardised over a
-    population of models, those of several layers added up, and the sums standardised.
-    The population is the models that `fit` was given. If it was given none, it is the
-    batch that is scored, if that is large enough, else simulated models.
+    `\bar M` what all of them have in common, C the covariance, with trace one, of the
+    views of simulated models of one data set, and `\lambda` three thousandths. Scores
+    of a class are standardised over a population of models, and those of several layers
+    added up. The population is the models that `fit` was given. If it was given none,
+    it is the batch that is scored, if that is large enough, else simulated models.
 
     Parameters
     ----------
@@ -131,8 +136,6 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
         What each layer is matched with.
     layers_ : list of str
         Names of the layers, where there are several.
-    standards_ : Standards
-        Of the sums over layers.
     temperature_ : float
         What decisions are divided by before their softmax.
     weight_shape_ : tuple of (int, int), or dict of them by layer
@@ -215,7 +218,12 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
             none = Standards(np.zeros(0), np.zeros(0))
             self.matched_.append(
                 MatchedLayer(
-                    name, self._layer_center(name), moments, moments.mean(axis=0), none
+                    name,
+                    self._layer_center(name),
+                    moments,
+                    moments.mean(axis=0),
+                    moments[:0],
+                    none,
                 )
             )
         self._calibrate(W)
@@ -272,7 +280,7 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
                 )
             moments = as_array(unit_trace(torch.from_numpy(found.moments)))
             more.append(np.concatenate([matched.moments, moments]))
-        before = [matched.standards for matched in self.matched_], self.standards_
+        before = self.matched_
         # New objects: should anything fail, the old ones are as they were.
         self.matched_ = [
             replace(matched, moments=moments)
@@ -280,9 +288,9 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
         ]
         self.classes_ = np.concatenate([self.classes_, classes])
         self._calibrate(W)
-        for matched, standards in zip(self.matched_, before[0], strict=True):
-            matched.standards.keep(standards)
-        self.standards_.keep(before[1])
+        for matched, known in zip(self.matched_, before, strict=True):
+            matched.standards.keep(known.standards)
+            matched.templates[: len(known.templates)] = known.templates
         return self
 
     def decision_function(self, W: WeightsLike) -> np.ndarray:
@@ -302,12 +310,9 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         scores = list(self._align(self._validate(W)))
         if not self.standardized_on_models_ and len(scores[0]) >= self.min_population:
-            return _standardize(scores)[0]
-        total = sum(
-            matched.standards.apply(part)
-            for matched, part in zip(self.matched_, scores, strict=True)
-        )
-        return self.standards_.apply(total)
+            return _standardized_sum(scores)
+        layers = zip(self.matched_, scores, strict=True)
+        return np.sum([m.standards.apply(part) for m, part in layers], axis=0)
 
     def predict(self, W: WeightsLike) -> np.ndarray:
         """Name the data set that fits each model best.
@@ -371,19 +376,24 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
 
     def _align(self, W, *, subtract=True):
         """Unstandardised scores, layer by layer."""
-        device = resolve_device(self.device)
         for matched in self.matched_:
-            weights = W[matched.name]
-            dtype, center = weights.compute_dtype, None
-            if subtract and matched.center is not None:
-                center = as_tensor(matched.center, dtype, device)
-            templates = torch.from_numpy(matched.moments - matched.common)
+            weights, center, device, dtype = self._open(W, matched, subtract=subtract)
+            templates = torch.from_numpy(matched.templates)
             yield as_array(align(weights, center, templates, device, dtype))
 
+    def _open(self, W, matched, *, subtract):
+        """One layer of the models, and what they are centred on; where and in what."""
+        device, weights = resolve_device(self.device), W[matched.name]
+        dtype, center = weights.compute_dtype, None
+        if subtract and matched.center is not None:
+            center = as_tensor(matched.center, dtype, device)
+        return weights, center, device, dtype
+
     def _simulate(self):
-        """Models of one data set each; every one as often as any other."""
+        """Pairs of models of one data set; every one as often as any other."""
         rng = check_random_state(self.random_state)
-        codes = np.arange(self.n_simulated) % len(self.classes_)
+        codes = np.repeat(np.arange((self.n_simulated + 1) // 2), 2)
+        codes = codes % len(self.classes_)
         weights = np.eye(len(self.classes_), dtype=np.float32)[codes]
         ones = np.ones(len(codes), dtype=np.float32)
         drawn = {}
@@ -396,10 +406,14 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
         return drawn, codes
 
     def _calibrate(self, W):
-        """Standardise over the population, and fit the temperature."""
+        """Whiten by simulated models, standardise, and fit the temperature."""
         drawn, codes = self._simulate()
-        simulated = list(self._align(drawn, subtract=False))
-        population = simulated
+        for matched in self.matched_:
+            moments = torch.from_numpy(matched.moments - matched.common)
+            _, _, device, dtype = self._open(drawn, matched, subtract=False)
+            found = whiten(drawn[matched.name], moments, device, dtype)
+            matched.templates = as_array(found).astype(np.float32)
+        population = simulated = list(self._align(drawn, subtract=False))
         if W is not None:
             population = list(self._align(self._validate(W)))
             if len(population[0]) < 2:
@@ -407,30 +421,14 @@ class DataMatcher(Saveable, Documented, ClassifierMixin, BaseEstimator):
                     "W holds 1 model: scores are standardised over 2 at least, or over "
                     "simulated ones if W is None."
                 )
-        _, parts, self.standards_ = _standardize(population)
-        for matched, standards in zip(self.matched_, parts, strict=True):
-            matched.standards = standards
+        for matched, scores in zip(self.matched_, population, strict=True):
+            matched.standards = Standards.of(scores)
         signs = 2.0 * np.eye(len(self.classes_))[codes] - 1
-        slope, _ = fit_log_odds("multiclass", _standardize(simulated)[0], signs)
+        slope, _ = fit_log_odds("multiclass", _standardized_sum(simulated), signs)
         self.temperature_ = float(1 / slope[0])
         self.standardized_on_models_ = W is not None
 
 
-def _standardize(scores):
-    """Standardise the scores of every layer, add them up, and standardise the sum.
-
-    Parameters
-    ----------
-    scores : list of ndarray of shape (n_models, n_classes)
-
-    Returns
-    -------
-    decisions : ndarray of shape (n_models, n_classes)
-    parts : list of Standards
-        Of each layer.
-    total : Standards
-    """
-    parts = [Standards.of(part) for part in scores]
-    summed = sum(standards.apply(s) for standards, s in zip(parts, scores, strict=True))
-    total = Standards.of(summed)
-    return total.apply(summed), parts, total
+def _standardized_sum(scores):
+    """Standardise the scores of every layer over its models, and add them up."""
+    return np.sum([Standards.of(part).apply(part) for part in scores], axis=0)
