@@ -233,8 +233,10 @@ class DataMatcher(Saveable, ReadsWeights, ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X, y
+        X : ClassMoments, Activations, array-like of shape (n_samples, d_in), or dict
             As in `fit`, of the same layers; one data set will do.
+        y : array-like, default=None
+            As in `fit`.
         W : array-like of shape (n_models, d_out, d_in), default=None
             The population, where `fit` was given one.
 

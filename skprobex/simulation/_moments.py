@@ -32,20 +32,33 @@ N_AGREEING = 16
 class ClassMoments:
     """Second moments of each class at a layer, on its input side.
 
-    Attributes
+    Parameters
     ----------
     classes : ndarray of shape (n_classes,)
         Names of the classes, or data sets, or concepts.
     moments : ndarray of shape (n_classes, d_in, d_in), float32
         Symmetric, not negative; the scale that all have in common is of no account.
-    outputs : ndarray of shape (n_classes, d_out, d_out) or None
-        The same on the output side; from gradients only.
     n_samples : ndarray of shape (n_classes,)
         Examples that each was measured on.
     weight_shape : tuple of (int, int)
-        ``(d_out, d_in)``.
-    layer : str or None
+        The layer's, ``(d_out, d_in)``.
+    layer : str, default=None
         The layer's name in the module.
+    outputs : ndarray of shape (n_classes, d_out, d_out), default=None
+        The moments on the output side; from gradients only.
+
+    See Also
+    --------
+    collect_gradients, collect_activations : Return them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skprobex.simulation import ClassMoments
+    >>> rows = np.random.default_rng(0).normal(size=(2, 20, 6))
+    >>> moments = rows.transpose(0, 2, 1) @ rows / 20
+    >>> ClassMoments(np.array(["cat", "dog"]), moments, np.full(2, 20), (5, 6))
+    ClassMoments(2 classes, 5 x 6)
     """
 
     classes: np.ndarray
@@ -68,16 +81,30 @@ class ClassMoments:
 class Activations:
     """Inputs of a layer, one row for each position of each sample.
 
-    Attributes
+    Parameters
     ----------
     rows : ndarray of shape (n_rows, d_in), float32
+        What the layer was given.
     samples : ndarray of shape (n_rows,)
         Position of the sample that each row belongs to.
     n_samples : int
+        Samples that rows are of.
     weight_shape : tuple of (int, int)
-        ``(d_out, d_in)`` of the layer.
-    layer : str or None
+        The layer's, ``(d_out, d_in)``.
+    layer : str, default=None
         The layer's name in the module.
+
+    See Also
+    --------
+    collect_activations : Returns them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skprobex.simulation import Activations
+    >>> rows = np.random.default_rng(0).normal(size=(8, 6))
+    >>> Activations(rows, samples=np.arange(8) // 2, n_samples=4, weight_shape=(5, 6))
+    Activations(4 samples, 8 rows of 6)
     """
 
     rows: np.ndarray

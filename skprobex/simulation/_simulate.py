@@ -62,6 +62,7 @@ def simulate_models(
     y : array-like, default=None
         The class of each sample. None for moments, which know their classes.
     n_models : int, default=1000
+        Number of simulated models, two at least.
     task : {"subsets", "single", "mixtures"}, default="subsets"
         What models are trained on: a random subset of the classes, for a multi-label
         classifier; one class each, for a classifier or an embedder; or all of a random
