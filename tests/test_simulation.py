@@ -22,6 +22,7 @@ from skprobex.simulation import (
     simulate_models,
 )
 from skprobex.simulation._draw import draw_batch, reduce_moments
+from skprobex.weights import Weights
 
 CPU = torch.device("cpu")
 
@@ -425,6 +426,19 @@ FOUND = draw_moments()
             "Example 0 has no rows",
         ),
         (lambda: score_examples(np.ones((2, 9, 11)), FOUND), r"\(9, 11\)"),
+        (lambda: DataMatcher(center={"a": 1}).fit(FOUND), "there is one layer"),
+        (
+            lambda: DataMatcher(center=np.ones((9, 12))).fit({"a": FOUND}),
+            "there are several layers",
+        ),
+        (
+            lambda: DataMatcher().fit(FOUND).predict({"a": np.ones((3, 9, 12))}),
+            "was fitted on one",
+        ),
+        (
+            lambda: DataMatcher().fit({"a": FOUND}).predict(np.ones((3, 9, 12))),
+            "was fitted on several",
+        ),
     ],
 )
 def test_bad_input_is_named(call, words):
@@ -448,3 +462,11 @@ def test_a_failed_fit_leaves_the_matcher_as_it_was():
     assert vars(matcher) == before
     with pytest.raises(TypeError, match="collect_activations"):
         score_examples(np.ones((2, 9, 12)), np.ones((2, 12)))
+
+
+def test_a_batch_has_room_for_what_its_models_are_drawn_from():
+    models = simulate_models(draw_moments(d_in=40, d_out=30), n_models=5).data
+    assert isinstance(models, Weights) and models.rank == 30
+    n_values = 30 * (30 + 40) + 2 * models._moments.basis.shape[1] ** 2
+    expected = np.ceil(2**25 / (4 * n_values))
+    assert models.batch_size(torch.float32) == expected
