@@ -8,6 +8,7 @@ from . import (
     layers,
     metrics,
     search,
+    simulation,
     solvers,
     trees,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "layers",
     "metrics",
     "search",
+    "simulation",
     "solvers",
     "trees",
 ]

@@ -21,7 +21,7 @@ from .probing.views import VIEWS
 from .saving import Saveable
 from .solvers import Adam, Ridge
 from .targets._alignment import align_targets
-from .weights import ONLY, WeightsLike, check_weight_shape
+from .weights import WeightsLike, weights_of_layer
 
 DEFAULT_ALPHAS = tuple(np.logspace(-4, 3, 15).tolist())
 DEFAULT_N_PROBES = 64
@@ -212,21 +212,11 @@ class BaseExpert(
         """The centre wanted of a layer: an array of its shape, a string or None."""
         center = self.center
         if isinstance(center, dict):
-            if name not in center:
-                missing = "W is one layer" if name == ONLY else f"it lacks {name!r}"
-                raise ValueError(
-                    f"center is a dict of arrays by layer, but {missing}: pass an "
-                    "array for one layer, and for several an array for each."
-                )
-            center = center[name]
-        elif center is not None and not isinstance(center, str) and name != ONLY:
-            raise ValueError(
-                "center is one array, but W holds several layers: pass a dict of "
-                "arrays by layer name."
-            )
+            center = center.get(name, center)
         if center is None or isinstance(center, str):
             return center
-        return check_weight_shape(center, weights.lifted_shape[1:], "center")
+        shape = weights.lifted_shape[1:]
+        return weights_of_layer(self.center, name, shape, "center")
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

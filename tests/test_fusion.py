@@ -270,7 +270,7 @@ def test_wrong_input(layers):
         ProbeXClassifier(center=np.zeros((14, 12))).fit(W, y)
     with pytest.raises(ValueError, match=r"lacks 'first.bias'"):
         ProbeXClassifier(center={"first.weight": np.zeros((14, 12))}).fit(W, y)
-    with pytest.raises(ValueError, match="W is one layer"):
+    with pytest.raises(ValueError, match="there is one layer"):
         ProbeXClassifier(center={}).fit(W["first.weight"], y)
     with pytest.raises(ValueError, match="a network takes one"):
         ProbeXClassifier(solver="adam").fit(W, y)

@@ -599,7 +599,7 @@ REFUSED = {
     "center, by layer for one": (
         lambda: classifier(center={"a": W[0]}),
         ValueError,
-        "but W is one layer",
+        "but there is one layer",
     ),
     "center, one for several": (
         lambda: fusion(center=W[0]),

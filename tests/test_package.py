@@ -22,6 +22,7 @@ from skprobex import (
     inspection,
     metrics,
     search,
+    simulation,
     solvers,
     trees,
 )
@@ -39,6 +40,7 @@ PUBLIC = [
         inspection,
         metrics,
         search,
+        simulation,
         solvers,
         trees,
     )

@@ -23,5 +23,6 @@ from ._validation import naming_layer as naming_layer
 from ._validation import take_layers as take_layers
 from ._validation import unwrap_jungle as unwrap_jungle
 from ._validation import usable_layers as usable_layers
+from ._validation import weights_of_layer as weights_of_layer
 
 __all__ = ["LayerWeights", "LowRankWeights", "ModelCollection", "Weights"]

@@ -238,6 +238,38 @@ def check_same_shape(shape, fitted, name):
         )
 
 
+def weights_of_layer(given, layer, weight_shape, name):
+    """Of an array for one layer, or a dict of them for several, the one of a layer.
+
+    Parameters
+    ----------
+    given : array-like, or dict of them by layer
+    layer : str
+        `ONLY` where there is one layer.
+    weight_shape : (int, int)
+    name : str
+        What errors call it.
+
+    Returns
+    -------
+    ndarray of shape (d_out, d_in)
+    """
+    if isinstance(given, Mapping):
+        if layer not in given:
+            missing = "there is one layer" if layer == ONLY else f"it lacks {layer!r}"
+            raise ValueError(
+                f"{name} is a dict of arrays by layer, but {missing}: pass an array "
+                "for one layer, and for several an array for each."
+            )
+        given = given[layer]
+    elif layer != ONLY:
+        raise ValueError(
+            f"{name} is one array, but there are several layers: pass a dict of arrays "
+            "by layer name."
+        )
+    return check_weight_shape(given, weight_shape, name)
+
+
 def check_weight_shape(array, weight_shape, name):
     """Lift one model's weights to ``(d_out, d_in)`` and compare with the layer's."""
     if isinstance(array, torch.Tensor):
