@@ -59,7 +59,7 @@ class BaseExpert(
         "views": [StrOptions({"auto", *VIEWS}), tuple, list],
         "n_probes": [Interval(Integral, 1, None, closed="left")],
         "center": [
-            StrOptions({"auto", "mean"}),
+            StrOptions({"auto", "robust", "mean"}),
             None,
             dict,
             "array-like",
@@ -108,6 +108,8 @@ class BaseExpert(
     def _pose(self, layers, task=None, **options):
         """Put what a solver needs into plain data; set no attribute.
 
+        Centres are found, and models far from them left out.
+
         Parameters
         ----------
         layers : dict of str to Weights
@@ -139,7 +141,7 @@ class BaseExpert(
             generator=make_generator(seed),
             task=None if task is None else task(device),
             **options,
-        )
+        ).located()
 
     def _progress(self, total, unit):
         return ProgressBar(self.verbose, type(self).__name__, total, unit)

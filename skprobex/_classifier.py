@@ -14,6 +14,7 @@ from ._base import BaseProbeX, all_or_nothing
 from ._registry import saved
 from ._sklearn import StrOptions, _fit_context
 from ._typing import Center, ClassWeight, Device, RandomState, Self, Views
+from .probing.device import as_array
 from .probing.ridge.expert import ClosedFormExpert
 from .solvers import Solver
 from .targets._labels import CODINGS, encode_labels
@@ -223,16 +224,25 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         sample_weight = self._weigh_classes(coding, codes)
         targets = coding.signs(codes)
         problem = self._pose(layers, partial(coding.task, targets, sample_weight))
+        kept = as_array(problem.kept)
+        if sample_weight is not None:
+            sample_weight = sample_weight[kept]
         expert = solver._solve(
-            problem, self._progress, stratify=coding.stratify(codes), before=before
+            problem,
+            self._progress,
+            stratify=coding.stratify(codes[kept]),
+            before=before,
         )
         if isinstance(expert, ClosedFormExpert):
-            decisions = expert.loo_predictions
-            expert = expert.scaled(*coding.calibrate(decisions, targets, sample_weight))
+            calibrated = coding.calibrate(
+                expert.loo_predictions, targets[kept], sample_weight
+            )
+            expert = expert.scaled(*calibrated)
         self._publish(
             expert,
             classes_=coding.classes,
             y_type_=coding.y_type,
+            outliers_=np.flatnonzero(~kept),
             **solver._attributes(expert),
         )
         return self

@@ -239,11 +239,12 @@ default="sentence-transformers/all-MiniLM-L6-v2"
                 "others: keep the texts, or set warm_start=False."
             )
         problem = self._pose(layers, partial(self._task, vectors, codes))
+        kept = as_array(problem.kept)
         expert = solver._solve(problem, self._progress, before=before)
         space = TextSpace(labels, vectors, expert.text_side)
         attributes = {}
         if isinstance(expert, ClosedFormExpert):
-            accuracy = space.calibrate(codes)
+            accuracy = space.calibrate(codes[kept])
             scores = {"accuracy": accuracy, "chance": 1 / len(labels)}
             attributes = {"label_scores_": scores}
         else:
@@ -253,6 +254,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
             text_space_=space,
             labels_=labels,
             label_vectors_=vectors,
+            outliers_=np.flatnonzero(~kept),
             **attributes,
             **solver._attributes(expert),
         )
@@ -280,7 +282,8 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         expert = to_arrays(fit_unsupervised(problem))
         attributes = solver._attributes(expert)
         del attributes["alpha_"]
-        self._publish(expert, **attributes)
+        outliers = np.flatnonzero(~as_array(problem.kept))
+        self._publish(expert, outliers_=outliers, **attributes)
         return self
 
     def _encode(self, texts):

@@ -13,6 +13,7 @@ from ._base import BaseProbeX, all_or_nothing
 from ._registry import saved
 from ._sklearn import _fit_context
 from ._typing import Center, Device, RandomState, Self, Views
+from .probing.device import as_array
 from .solvers import Solver
 from .targets._labels import check_numbers, number_task, standardize
 from .weights import WeightsLike
@@ -203,7 +204,11 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         problem = self._pose(layers, partial(number_task, targets))
         expert = solver._solve(problem, self._progress, before=before)
         expert = expert.scaled(std, mean)
-        self._publish(expert, **solver._attributes(expert))
+        self._publish(
+            expert,
+            outliers_=np.flatnonzero(~as_array(problem.kept)),
+            **solver._attributes(expert),
+        )
         self._has_one_target = y.ndim == 1
         return self
 

@@ -12,7 +12,7 @@ from .._base import BaseExpert, all_or_nothing
 from .._registry import saved
 from .._sklearn import Interval, _fit_context
 from .._typing import Center, Device, RandomState, Self, Views
-from ..probing.device import resolve_device, to_arrays
+from ..probing.device import as_array, resolve_device, to_arrays
 from ..probing.ridge.expert import fit_ridge
 from ..solvers._ridge import closed_form_attributes
 from ..targets._labels import encode_task
@@ -187,7 +187,12 @@ class LayerFusion(BaseExpert):
         with self._progress(problem.n_decomposed, "model") as bar:
             expert = to_arrays(fit_ridge(problem, bar.update))
         weights = {layer.name: float(sum(layer.shares)) for layer in expert.layers}
-        self._publish(expert, layer_weights_=weights, **closed_form_attributes(expert))
+        self._publish(
+            expert,
+            layer_weights_=weights,
+            outliers_=np.flatnonzero(~as_array(problem.kept)),
+            **closed_form_attributes(expert),
+        )
         return self
 
     def transform(self, W: WeightsLike) -> np.ndarray:

@@ -10,8 +10,8 @@ sketch of each model, so that the rounds read nothing.
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
-
 from torch.nn.functional import pad
 
 from .batches import (
@@ -25,11 +25,11 @@ from .batches import (
 )
 from .device import as_tensor
 
-# Numbers that stand for a model: a distance is within three per cent of the true one.
-N_SKETCHED = 1024
+# Numbers that stand for a model: a distance is within some per cent of the true one.
+N_SKETCHED = 512
 N_ROUNDS = 10
-# No model is heard more than the tenth of all that is nearest, nor than three.
-NEAREST_SHARE, MIN_NEAREST = 0.1, 3
+# The nearest are heard alike: this share of all, and this many at least.
+NEAREST_SHARE, MIN_NEAREST = 0.05, 3
 # Models that differ by less than this share of their norm, which rounding makes, are
 # copies; and near copies if by less than this share of their distances from the centre.
 SAME, NEARLY_SAME = 1e-6, 0.1
@@ -38,7 +38,8 @@ N_COMPARED = 64
 # Weights in files are held between the two looks at them up to this size, else read
 # again.
 HELD_BYTES = 2**29
-AT_ONCE = 1024
+# Models compared with all others at once, and entries that are sketched.
+AT_ONCE, ENTRIES_AT_ONCE = 1024, 2**18
 # Entries of a sketch, in units of the models' median norm, at most.
 FARTHEST = 1e100
 # A model is far out if its log distance is this many times as far above the median as
@@ -175,12 +176,13 @@ def sketches_and_sizes(batch, signs):
         float64, on the CPU.
     sizes : Tensor of shape (b,)
     """
-    sketches = signs.new_empty(count_models(batch), signs.shape[1])
-    for i, sketch in enumerate(sketches):
-        entries = as_dense(take(batch, slice(i, i + 1))).flatten()
-        entries = pad(entries, (0, signs.numel() - len(entries)))
-        torch.sum(entries.view_as(signs) * signs, dim=0, out=sketch)
-    return sketches.cpu().double(), sizes_of(batch)
+    sketches = []
+    step = max(1, ENTRIES_AT_ONCE // signs.numel())
+    for start in range(0, count_models(batch), step):
+        entries = as_dense(take(batch, slice(start, start + step))).flatten(1)
+        entries = pad(entries, (0, signs.numel() - entries.shape[1]))
+        sketches.append((entries.unflatten(1, signs.shape) * signs).sum(dim=1))
+    return torch.cat(sketches).cpu().double(), sizes_of(batch)
 
 
 def weigh(sketches, sizes):
@@ -219,9 +221,9 @@ def weigh(sketches, sizes):
 
 def _median(sketches):
     """Median of each number of the sketches."""
-    ordered = sketches.sort(dim=0).values
-    n = len(ordered)
-    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    # torch sorts the whole column, and takes the lower of two.
+    columns = np.ascontiguousarray(sketches.T.numpy())
+    return torch.from_numpy(np.median(columns, axis=1, overwrite_input=True))
 
 
 def _shares(distances, votes):
@@ -292,7 +294,9 @@ def weighted_mean(batches, shares):
     """
     total, n_seen = 0.0, 0
     for batch in batches:
-        total = total + weighted_sum(batch, shares[n_seen : n_seen + count_models(batch)])
+        total = total + weighted_sum(
+            batch, shares[n_seen : n_seen + count_models(batch)]
+        )
         n_seen += count_models(batch)
     return total
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ..._registry import saved
-from ..._warnings import warn
+from ..._warnings import listed, warn
+from ...exceptions import OutlierWarning
+from ..center import find_center
 from ..deltas import DecomposedDeltas
 from ..device import solver_device
 from ..linalg import fix_signs, leading_directions
+from ..spectral import draw_sketch
 from ..tasks import Task
 from ..text_side import TextSide
 from . import sampling
@@ -45,6 +48,10 @@ class Problem:
         On the device that solves, in float64.
     n_layers : int, optional
         Layers to use at most.
+    sizes : dict of str to (Tensor of shape (n_models,) or None), optional
+        See `batches.sizes_of`, of each layer that was located.
+    kept : Tensor of bool or None
+        Of all models that were given, those that the layers still hold.
     """
 
     layers: dict
@@ -59,6 +66,46 @@ class Problem:
     generator: torch.Generator
     task: Task | None = None
     n_layers: int | None = None
+    sizes: dict = field(default_factory=dict)
+    kept: torch.Tensor | None = None
+
+    def located(self):
+        """Find the centres, and leave out the models that are far from one.
+
+        Not where they are all there is of a label: then that is what tells it.
+
+        Returns
+        -------
+        Problem
+            With tensors or None for `centers`.
+
+        Warns
+        -----
+        OutlierWarning
+            Naming the models left out.
+        """
+        found = {
+            name: find_center(weights, self.centers[name], self.device, self.dtype)
+            for name, weights in self.layers.items()
+        }
+        kept = torch.ones(self.n_models, dtype=torch.bool)
+        for own in found.values():
+            kept[own.outliers] = False
+        if self.task is not None and not self.task.is_told_by(kept):
+            kept[:] = True
+        centers = {name: own.center for name, own in found.items()}
+        sizes = {name: own.sizes for name, own in found.items()}
+        located = replace(self, centers=centers, sizes=sizes, kept=kept)
+        if kept.all():
+            return located
+        warn_of_outliers(self.layers, found, kept)
+        models = kept.nonzero()[:, 0]
+        return replace(
+            located,
+            layers={name: own[models.numpy()] for name, own in self.layers.items()},
+            sizes={k: None if v is None else v[models] for k, v in sizes.items()},
+            task=None if self.task is None else self.task.take(models),
+        )
 
     @property
     def n_models(self):
@@ -73,10 +120,26 @@ class Problem:
 
     def open(self, name):
         """Open one layer's deltas; nothing is held before it is asked for."""
-        weights, center = self.layers[name], self.centers[name]
-        return DecomposedDeltas.open(
-            weights, center, self.device, self.dtype, self.generator
+        weights, device, dtype = self.layers[name], self.device, self.dtype
+        sketch = draw_sketch(*weights.lifted_shape[1:], self.generator, dtype, device)
+        return DecomposedDeltas(
+            weights, self.centers[name], sketch, device, dtype, self.sizes[name]
         )
+
+
+def warn_of_outliers(layers, found, kept):
+    """Name the models that are left out, by what their weights call them."""
+    weights = next(iter(layers.values()))
+    outliers = (~kept).nonzero()[:, 0].tolist()
+    where = [name for name, own in found.items() if len(own.outliers)]
+    where = f" in {listed(where)}" if len(found) > 1 else ""
+    named = listed(map(weights.describe, outliers), show=str)
+    warn(
+        f"{len(outliers)} of {len(kept)} models lie far from all others{where}, and "
+        f"are left out of the fit: {named}. Have they diverged, or are they of another "
+        "base? outliers_ lists them all; center='mean' leaves none out.",
+        OutlierWarning,
+    )
 
 
 @saved
