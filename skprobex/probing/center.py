@@ -44,7 +44,7 @@ AT_ONCE, ENTRIES_AT_ONCE = 1024, 2**18
 FARTHEST = 1e100
 # A model is far out if its log distance is this many times as far above the median as
 # that of the tenth that is farthest, and its distance so many medians; among so many.
-OUT_OF_TAIL, MIN_RATIO, MIN_JUDGED = 2.5, 4.0, 20
+OUT_OF_TAIL, MIN_RATIO, MIN_JUDGED = 2.0, 4.0, 20
 
 
 class Located(NamedTuple):
