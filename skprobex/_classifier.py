@@ -45,10 +45,14 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         keeps the best.
     n_probes : int, default=64
         Probes per view and side (the paper's r_U); at most the dimension of the side.
-    center : "auto", "mean", None or array-like of shape (d_out, d_in), default="auto"
-        What is subtracted from the weights: the mean of the training models, nothing,
-        or the base's weights (for several layers a dict of them, by name). ``"auto"``
-        is the mean, and nothing for low-rank weights, which are deltas already.
+    center : "auto", "robust", "mean", None or array-like, default="auto"
+        What is subtracted from the weights. ``"robust"`` is where the models came from,
+        found from those that moved least: models weigh ``1 / d^2``, d their distance
+        from it, and those far from all others are left out of the fit with an
+        `OutlierWarning`. ``"mean"`` is the mean of the training models; an array
+        ``(d_out, d_in)`` is the base's weights (for several layers a dict of them, by
+        name). ``"auto"`` is the robust centre, and nothing for low-rank weights, which
+        are deltas already.
     normalize : "auto" or bool, default="auto"
         Whether each delta is scaled to unit Frobenius norm; if not, all are divided by
         one typical norm. ``"auto"`` tries both by leave-one-out.
@@ -89,6 +93,8 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         Column names, where `fit` saw a data frame of 1-D weights.
     center_ : ndarray of shape (d_out, d_in) or None
         What is subtracted.
+    outliers_ : ndarray of int
+        Models far from all others, by position: the fit left them out, and warned.
     views_ : tuple of str
         The views in use.
     normalize_ : bool

@@ -67,7 +67,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         "log_xxt")``.
     n_probes : int, default=64
         Probes per view and side (the paper's r_U); at most the dimension of the side.
-    center : "auto", "mean", None or array-like of shape (d_out, d_in), default="auto"
+    center : "auto", "robust", "mean", None or array-like, default="auto"
         As in `ProbeXClassifier`.
     normalize : "auto" or bool, default="auto"
         As in `ProbeXClassifier`.
@@ -106,6 +106,8 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         Column names, where `fit` saw a data frame of 1-D weights.
     center_, views_, normalize_, probes_ : object
         As `ProbeXClassifier` has them.
+    outliers_ : ndarray of int
+        Models far from all others, by position: the fit left them out, and warned.
     view_scores_ : dict of str to float
         Share of models named rightly with their text left out, of every view compared.
     layers_, layer_scores_ : object

@@ -37,7 +37,7 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         keeps the best.
     n_probes : int, default=64
         Probes per view and side (the paper's r_U); at most the dimension of the side.
-    center : "auto", "mean", None or array-like of shape (d_out, d_in), default="auto"
+    center : "auto", "robust", "mean", None or array-like, default="auto"
         What is subtracted from the weights: the mean of the training models, nothing,
         or the base's weights (for several layers a dict of them, by name). ``"auto"``
         is the mean, and nothing for low-rank weights, which are deltas already.
@@ -74,6 +74,8 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         Column names, where `fit` saw a data frame of 1-D weights.
     center_ : ndarray of shape (d_out, d_in) or None
         What is subtracted.
+    outliers_ : ndarray of int
+        Models far from all others, by position: the fit left them out, and warned.
     views_ : tuple of str
         The views in use.
     normalize_ : bool

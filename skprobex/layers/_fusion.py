@@ -51,7 +51,7 @@ class LayerFusion(BaseExpert):
         names, these views of each layer are joined.
     n_probes : int, default=64
         Probes per view and side (r_U in the paper [1]_).
-    center : "auto", "mean", None or dict of str to array, default="auto"
+    center : "auto", "robust", "mean", None or dict of str to array, default="auto"
         As in `ProbeXClassifier`; a dict gives each layer's base.
     normalize : "auto" or bool, default="auto"
         As in `ProbeXClassifier`, chosen for each layer.
@@ -81,6 +81,8 @@ class LayerFusion(BaseExpert):
         For each layer considered, the leave-one-out score of each of its views.
     views_, normalize_, center_, probes_ : dict
         By layer in use, as `ProbeXClassifier` has them.
+    outliers_ : ndarray of int
+        Models far from all others in any layer, by position: they were left out.
     weight_shape_ : dict of str to tuple
         Shape ``(d_out, d_in)`` of each layer considered.
     alpha_ : float or ndarray of shape (n_targets,)
