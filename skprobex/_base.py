@@ -16,7 +16,7 @@ from ._reading import ReadsWeights
 from ._sklearn import ClassNamePrefixFeaturesOutMixin, Interval, StrOptions
 from ._warnings import warn
 from .probing.device import as_array, make_generator, resolve_device, to_tensors
-from .probing.ridge.expert import Problem
+from .probing.problem import Problem
 from .probing.views import VIEWS
 from .saving import Saveable
 from .solvers import Adam, Ridge
@@ -64,7 +64,7 @@ class BaseExpert(
         "views": [StrOptions({"auto", *VIEWS}), tuple, list],
         "n_probes": [Interval(Integral, 1, None, closed="left")],
         "center": [
-            StrOptions({"auto", "mean"}),
+            StrOptions({"auto", "robust", "mean"}),
             None,
             dict,
             "array-like",
@@ -113,6 +113,8 @@ class BaseExpert(
     def _pose(self, layers, task=None, **options):
         """Put what a solver needs into plain data; set no attribute.
 
+        Centres are found, and models far from them left out.
+
         Parameters
         ----------
         layers : dict of str to Weights
@@ -144,7 +146,7 @@ class BaseExpert(
             generator=make_generator(seed),
             task=None if task is None else task(device),
             **options,
-        )
+        ).located()
 
     def _progress(self, total, unit):
         return ProgressBar(self.verbose, type(self).__name__, total, unit)

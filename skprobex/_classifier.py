@@ -14,6 +14,7 @@ from ._base import BaseProbeX, all_or_nothing
 from ._registry import saved
 from ._sklearn import StrOptions, _fit_context
 from ._typing import Center, ClassWeight, Device, RandomState, Self, Views
+from .probing.device import as_array
 from .probing.ridge.expert import ClosedFormExpert
 from .solvers import Solver
 from .targets._labels import CODINGS, encode_labels
@@ -44,10 +45,14 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         keeps the best.
     n_probes : int, default=64
         Probes per view and side (the paper's r_U); at most the dimension of the side.
-    center : "auto", "mean", None or array-like of shape (d_out, d_in), default="auto"
-        What is subtracted from the weights: the mean of the training models, nothing,
-        or the base's weights (for several layers a dict of them, by name). ``"auto"``
-        is the mean, and nothing for low-rank weights, which are deltas already.
+    center : "auto", "robust", "mean", None or array-like, default="auto"
+        What is subtracted from the weights. ``"robust"`` is where the models came from,
+        found from those that moved least: models weigh ``1 / d^2``, d their distance
+        from it, and those far from all others are left out of the fit with an
+        `OutlierWarning`. ``"mean"`` is the mean of the training models; an array
+        ``(d_out, d_in)`` is the base's weights (for several layers a dict of them, by
+        name). ``"auto"`` is the robust centre, and nothing for low-rank weights, which
+        are deltas already.
     normalize : "auto" or bool, default="auto"
         Whether each delta is scaled to unit Frobenius norm; if not, all are divided by
         one typical norm. ``"auto"`` tries both by leave-one-out.
@@ -90,6 +95,8 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         Column names, where `fit` saw a data frame of 1-D weights.
     center_ : ndarray of shape (d_out, d_in) or None
         What is subtracted.
+    outliers_ : ndarray of int
+        Models far from all others, by position: the fit left them out, and warned.
     views_ : tuple of str
         The views in use.
     normalize_ : bool
@@ -225,16 +232,25 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
         sample_weight = self._weigh_classes(coding, codes)
         targets = coding.signs(codes)
         problem = self._pose(layers, partial(coding.task, targets, sample_weight))
+        kept = as_array(problem.kept)
+        if sample_weight is not None:
+            sample_weight = sample_weight[kept]
         expert = solver._solve(
-            problem, self._progress, stratify=coding.stratify(codes), before=before
+            problem,
+            self._progress,
+            stratify=coding.stratify(codes[kept]),
+            before=before,
         )
         if isinstance(expert, ClosedFormExpert):
-            decisions = expert.loo_predictions
-            expert = expert.scaled(*coding.calibrate(decisions, targets, sample_weight))
+            calibrated = coding.calibrate(
+                expert.loo_predictions, targets[kept], sample_weight
+            )
+            expert = expert.scaled(*calibrated)
         self._publish(
             expert,
             classes_=coding.classes,
             y_type_=coding.y_type,
+            outliers_=np.flatnonzero(~kept),
             **solver._attributes(expert),
         )
         return self

@@ -69,7 +69,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         "log_xxt")``.
     n_probes : int, default=64
         Probes per view and side (the paper's r_U); at most the dimension of the side.
-    center : "auto", "mean", None or array-like of shape (d_out, d_in), default="auto"
+    center : "auto", "robust", "mean", None or array-like, default="auto"
         As in `ProbeXClassifier`.
     normalize : "auto" or bool, default="auto"
         As in `ProbeXClassifier`.
@@ -110,6 +110,8 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         Column names, where `fit` saw a data frame of 1-D weights.
     center_, views_, normalize_, probes_ : object
         As `ProbeXClassifier` has them.
+    outliers_ : ndarray of int
+        Models far from all others, by position: the fit left them out, and warned.
     view_scores_ : dict of str to float
         Share of models named rightly with their text left out, of every view compared.
     layers_, layer_scores_ : object
@@ -243,11 +245,12 @@ default="sentence-transformers/all-MiniLM-L6-v2"
                 "others: keep the texts, or set warm_start=False."
             )
         problem = self._pose(layers, partial(self._task, vectors, codes))
+        kept = as_array(problem.kept)
         expert = solver._solve(problem, self._progress, before=before)
         space = TextSpace(labels, vectors, expert.text_side)
         attributes = {}
         if isinstance(expert, ClosedFormExpert):
-            accuracy = space.calibrate(codes)
+            accuracy = space.calibrate(codes[kept])
             scores = {"accuracy": accuracy, "chance": 1 / len(labels)}
             attributes = {"label_scores_": scores}
         else:
@@ -257,6 +260,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
             text_space_=space,
             labels_=labels,
             label_vectors_=vectors,
+            outliers_=np.flatnonzero(~kept),
             **attributes,
             **solver._attributes(expert),
         )
@@ -284,7 +288,8 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         expert = to_arrays(fit_unsupervised(problem))
         attributes = solver._attributes(expert)
         del attributes["alpha_"]
-        self._publish(expert, **attributes)
+        outliers = np.flatnonzero(~as_array(problem.kept))
+        self._publish(expert, outliers_=outliers, **attributes)
         return self
 
     def _encode(self, texts):

@@ -13,6 +13,7 @@ from ._base import BaseProbeX, all_or_nothing
 from ._registry import saved
 from ._sklearn import _fit_context
 from ._typing import Center, Device, RandomState, Self, Views
+from .probing.device import as_array
 from .solvers import Solver
 from .targets._labels import check_numbers, number_task, standardize
 from .weights import WeightsLike
@@ -36,7 +37,7 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         keeps the best.
     n_probes : int, default=64
         Probes per view and side (the paper's r_U); at most the dimension of the side.
-    center : "auto", "mean", None or array-like of shape (d_out, d_in), default="auto"
+    center : "auto", "robust", "mean", None or array-like, default="auto"
         What is subtracted from the weights: the mean of the training models, nothing,
         or the base's weights (for several layers a dict of them, by name). ``"auto"``
         is the mean, and nothing for low-rank weights, which are deltas already.
@@ -75,6 +76,8 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
         Column names, where `fit` saw a data frame of 1-D weights.
     center_ : ndarray of shape (d_out, d_in) or None
         What is subtracted.
+    outliers_ : ndarray of int
+        Models far from all others, by position: the fit left them out, and warned.
     views_ : tuple of str
         The views in use.
     normalize_ : bool
@@ -211,7 +214,13 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
             "coef_": expert.coef * std[:, None],
             "intercept_": expert.intercept * std + mean,
         }
-        self._publish(expert, target_mean_=mean, target_scale_=std, **attributes)
+        self._publish(
+            expert,
+            outliers_=np.flatnonzero(~as_array(problem.kept)),
+            target_mean_=mean,
+            target_scale_=std,
+            **attributes,
+        )
         self._has_one_target = y.ndim == 1
         return self
 

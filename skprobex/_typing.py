@@ -49,7 +49,9 @@ _Rows: TypeAlias = Sequence[SupportsArray | Sequence[float]]
 Numbers: TypeAlias = SupportsArray | Sequence[float] | _Rows | Sequence[_Rows]
 
 Views: TypeAlias = Literal["auto"] | tuple[str, ...] | list[str]
-Center: TypeAlias = Literal["auto", "mean"] | Numbers | Mapping[str, Numbers] | None
+Center: TypeAlias = (
+    Literal["auto", "robust", "mean"] | Numbers | Mapping[str, Numbers] | None
+)
 TextEncoder: TypeAlias = (
     str | os.PathLike[str] | SupportsEncode | Callable[[list[str]], Numbers] | None
 )

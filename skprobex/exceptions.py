@@ -1,4 +1,4 @@
-"""The errors of reading files: all are ValueErrors, and all name the file."""
+"""Errors of reading files, all ValueErrors that name the file; and warnings."""
 
 __all__ = [
     "WeightFileError",
@@ -7,6 +7,7 @@ __all__ = [
     "FileChangedError",
     "RemoteError",
     "MissingLayerError",
+    "OutlierWarning",
     "VersionWarning",
 ]
 
@@ -33,6 +34,10 @@ class RemoteError(WeightFileError):
 
 class MissingLayerError(WeightFileError):
     """A layer that some or all models do not have, or have in another shape."""
+
+
+class OutlierWarning(UserWarning):
+    """Models far from all others of their tree, which a fit leaves out."""
 
 
 class VersionWarning(UserWarning):

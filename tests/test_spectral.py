@@ -6,7 +6,7 @@ import torch
 
 from skprobex.probing import deltas as deltas_module
 from skprobex.probing.batches import LowRankBatch, subtract
-from skprobex.probing.center import mean_weights
+from skprobex.probing.center import mean_and_sizes
 from skprobex.probing.deltas import (
     DecomposedDeltas,
     decompose_models,
@@ -387,13 +387,13 @@ def small_batches(monkeypatch):
 def test_mean_is_summed_in_float64(small_batches):
     array = np.full((7, 6, 5), 2**12, dtype=np.float32)
     array[0] += 2**-10
-    mean = mean_weights(DenseWeights(array), CPU, torch.float32)
+    mean, _ = mean_and_sizes(DenseWeights(array), CPU, torch.float32)
     assert mean.dtype == torch.float32
     expected = array.astype(np.float64).mean(axis=0).astype(np.float32)
     np.testing.assert_array_equal(mean, expected)
     # One more place than a float32 sum of these has.
     cancelling = np.float32([[2**24], [1], [1], [-(2**24)]])
-    mean = mean_weights(DenseWeights(cancelling), CPU, torch.float32)
+    mean, _ = mean_and_sizes(DenseWeights(cancelling), CPU, torch.float32)
     assert mean.item() == 0.5
 
 
@@ -449,7 +449,7 @@ def low_rank(monkeypatch):
 def test_low_rank_mean_is_that_of_the_products(low_rank):
     weights, dense = low_rank
     assert len(list(weights.batches(CPU, torch.float64))) > 1
-    mean = mean_weights(weights, CPU, torch.float64)
+    mean, _ = mean_and_sizes(weights, CPU, torch.float64)
     np.testing.assert_allclose(mean, dense.mean(axis=0), rtol=0, atol=1e-14)
 
 

@@ -12,7 +12,7 @@ from .._base import BaseExpert, all_or_nothing
 from .._registry import saved
 from .._sklearn import Interval, _fit_context
 from .._typing import Center, Device, RandomState, Self, Views
-from ..probing.device import resolve_device, to_arrays
+from ..probing.device import as_array, resolve_device, to_arrays
 from ..probing.ridge.expert import fit_ridge
 from ..solvers._ridge import closed_form_attributes
 from ..targets._labels import encode_task
@@ -51,7 +51,7 @@ class LayerFusion(BaseExpert):
         names, these views of each layer are joined.
     n_probes : int, default=64
         Probes per view and side (r_U in the paper [1]_).
-    center : "auto", "mean", None or dict of str to array, default="auto"
+    center : "auto", "robust", "mean", None or dict of str to array, default="auto"
         As in `ProbeXClassifier`; a dict gives each layer's base.
     normalize : "auto" or bool, default="auto"
         As in `ProbeXClassifier`, chosen for each layer.
@@ -81,6 +81,8 @@ class LayerFusion(BaseExpert):
         For each layer considered, the leave-one-out score of each of its views.
     views_, normalize_, center_, probes_ : dict
         By layer in use, as `ProbeXClassifier` has them.
+    outliers_ : ndarray of int
+        Models far from all others in any layer, by position: they were left out.
     weight_shape_ : dict of str to tuple
         Shape ``(d_out, d_in)`` of each layer considered.
     alpha_ : float or ndarray of shape (n_targets,)
@@ -187,7 +189,12 @@ class LayerFusion(BaseExpert):
         with self._progress(problem.n_decomposed, "model") as bar:
             expert = to_arrays(fit_ridge(problem, bar.update))
         weights = {layer.name: float(sum(layer.shares)) for layer in expert.layers}
-        self._publish(expert, layer_weights_=weights, **closed_form_attributes(expert))
+        self._publish(
+            expert,
+            layer_weights_=weights,
+            outliers_=np.flatnonzero(~as_array(problem.kept)),
+            **closed_form_attributes(expert),
+        )
         return self
 
     def transform(self, W: WeightsLike) -> np.ndarray:

@@ -133,16 +133,16 @@ class DecomposedDeltas(RepeatedPasses):
         Parameters
         ----------
         weights : Weights
-        center : {"auto", "mean"}, None or array-like of shape (d_out, d_in)
+        center : {"auto", "robust", "mean"}, None or array-like
             See `find_center`.
         device : torch.device
         dtype : torch.dtype
         generator : torch.Generator
             Draws the sketch of large layers.
         """
-        center, sizes = find_center(weights, center, device, dtype)
+        found = find_center(weights, center, device, dtype)
         sketch = draw_sketch(*weights.lifted_shape[1:], generator, dtype, device)
-        return cls(weights, center, sketch, device, dtype, sizes)
+        return cls(weights, found.center, sketch, device, dtype, found.sizes)
 
     @property
     def n_bytes(self):

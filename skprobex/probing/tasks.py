@@ -80,6 +80,15 @@ class Task(ABC):
         """How much each model should be heard for being one of few, ``(n_models,)``."""
         return torch.zeros(len(self), dtype=torch.float64)
 
+    def is_told_by(self, models):
+        """Whether some models show all that there is to tell apart.
+
+        Parameters
+        ----------
+        models : Tensor of bool, shape (n_models,)
+        """
+        return True
+
     @abstractmethod
     def score(self, predictions, shares=None, models=slice(None)):
         """Score predictions of some models, the larger the better.
@@ -176,6 +185,13 @@ class Labels(FittedTask):
 
     def _right(self, predictions, targets):
         return (predictions > 0) == (targets > 0)
+
+    def is_told_by(self, models):
+        """Whether no label that differs is one that all, or none, of them have."""
+        signs = self.targets.cpu() > 0
+        some = signs[models]
+        varies = signs.any(dim=0) & ~signs.all(dim=0)
+        return bool((some.any(dim=0) & ~some.all(dim=0))[varies].all())
 
     @property
     def rarity(self):
@@ -291,6 +307,10 @@ class Names(Task):
             vectors=self.vectors.to(device, dtype),
             labels=self.labels.to(device),
         )
+
+    def is_told_by(self, models):
+        """Whether some models have all the texts."""
+        return len(self.labels.cpu()[models].unique()) == len(self.vectors)
 
     def score(self, predictions, shares=None, models=slice(None)):
         """Share of the models that a network names rightly."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from ..probing.batches import LowRankBatch, as_dense
 from ..probing.device import as_array, as_tensor
-from ..weights import BATCH_BYTES, Weights
+from ..weights import Weights
 from ._draw import ReducedMoments, draw_batch
 
 
@@ -94,24 +93,10 @@ class SimulatedWeights(Weights):
             B = B * as_tensor(self._scales[part], dtype, device)[:, None, None]
             yield LowRankBatch(B, A) if base is None else base + B @ A
 
-    def batch_size(self, dtype: torch.dtype) -> int:
-        """Count the models that a batch holds.
-
-        Parameters
-        ----------
-        dtype : torch dtype
-            Of the batches.
-
-        Returns
-        -------
-        int
-            One at least. What a model is drawn from, its covariance and the root of
-            it, takes memory as well.
-        """
-        _, d_out, d_in = self.shape
-        n_values = self.rank * (d_out + d_in) if self.rank else d_out * d_in
-        n_values += 2 * self._moments.basis.shape[1] ** 2
-        return math.ceil(BATCH_BYTES / (n_values * dtype.itemsize))
+    @property
+    def _n_values(self):
+        # Its covariance, and the root of it, take memory as well.
+        return super()._n_values + 2 * self._moments.basis.shape[1] ** 2
 
     def __repr__(self) -> str:
         n_models, d_out, d_in = self.shape

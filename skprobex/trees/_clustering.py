@@ -70,8 +70,8 @@ class ModelTreeClustering(Saveable, ReadsWeights, ClusterMixin, BaseEstimator):
     n_trees_ : int
         Number of trees found.
     centers_ : list of ndarray of shape (d_out, d_in)
-        Mean weights of each tree, an estimate of its base's; None for adapters, whose
-        base is not in their files.
+        Robust centre of each tree (see `ProbeXClassifier`), an estimate of its base;
+        None for adapters, whose base is not in their files.
     layers_ : list of str or None
         The layer looked at in each tree, where W held several.
     distances_ : ndarray of shape (n_models, n_trees)

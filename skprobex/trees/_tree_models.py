@@ -8,7 +8,7 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 
 from .._registry import saved
-from ..probing.center import mean_weights
+from ..probing.center import robust_center
 from ..probing.device import as_array
 from ._distances import (
     Sketcher,
@@ -102,7 +102,7 @@ class DenseComparison:
         centers = []
         for tree in range(labels.max() + 1):
             own = self.weights[np.flatnonzero(labels == tree)]
-            center = mean_weights(own, self.device, self.weights.compute_dtype)
+            center = robust_center(own, self.device, self.weights.compute_dtype)
             centers.append(as_array(center))
         centroids = _mean_rows(self.sketches, labels)
         norms = [np.sum((c - c.mean()) ** 2, dtype=np.float64) for c in centers]

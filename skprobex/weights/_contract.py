@@ -145,9 +145,13 @@ class Weights(ABC):
         int
             One at least.
         """
+        return math.ceil(BATCH_BYTES / max(1, self._n_values * dtype.itemsize))
+
+    @property
+    def _n_values(self):
+        """How many numbers a model takes in a batch."""
         _, d_out, d_in = self.lifted_shape
-        n_values = self.rank * (d_out + d_in) if self.rank else d_out * d_in
-        return math.ceil(BATCH_BYTES / max(1, n_values * dtype.itemsize))
+        return self.rank * (d_out + d_in) if self.rank else d_out * d_in
 
     def shards(self, dtype: torch.dtype) -> list[Self]:
         """Divide the models into those of each batch; nothing is read.
@@ -217,12 +221,23 @@ class Weights(ABC):
         more = f" and at least {len(bad) - 1} more" if len(bad) > 1 else ""
         raise ValueError(
             f"{of}{self.title} contains {'NaN' if has_nan else 'infinity'}: model "
-            f"{self._describe(start + bad[0])}{more}. Drop these models, or reload "
+            f"{self.describe(start + bad[0])}{more}. Drop these models, or reload "
             "their weights (float16 overflows above 65504)."
         )
 
-    def _describe(self, model):
-        """What errors call a model."""
+    def describe(self, model: int) -> str:
+        """Say what errors and warnings call a model.
+
+        Parameters
+        ----------
+        model : int
+            Its position.
+
+        Returns
+        -------
+        str
+            Its name and file, where the weights know them.
+        """
         return str(model)
 
 

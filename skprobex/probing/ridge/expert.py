@@ -13,70 +13,11 @@ from ..._warnings import warn
 from ..deltas import DecomposedDeltas
 from ..device import solver_device
 from ..linalg import fix_signs, leading_directions
-from ..tasks import Task
 from ..text_side import TextSide
-from . import sampling
 from .choice import ViewSearch, join
 from .path import RidgePath
 from .probes import ProbedView, fit_features, list_candidates
 from .sampling import MAX_DECOMPOSED, draw_sample, probe_all
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What an expert is fitted to, and what is asked of it: plain data.
-
-    Attributes
-    ----------
-    layers : dict of str to Weights
-    centers : dict of str to object
-        Of each layer, as `find_center` takes it.
-    views : "auto" or tuple of str
-    normalize : "auto" or bool
-    n_probes : int
-    alphas : sequence of float
-        In units of the features' mean squared norm.
-    n_components : int or None
-    device : torch.device
-    dtype : torch.dtype
-        Of all layers, as their features are joined.
-    generator : torch.Generator
-    task : Task or None
-        On the device that solves, in float64.
-    n_layers : int, optional
-        Layers to use at most.
-    """
-
-    layers: dict
-    centers: dict
-    views: str | tuple
-    normalize: str | bool
-    n_probes: int
-    alphas: tuple
-    n_components: int | None
-    device: torch.device
-    dtype: torch.dtype
-    generator: torch.Generator
-    task: Task | None = None
-    n_layers: int | None = None
-
-    @property
-    def n_models(self):
-        return len(next(iter(self.layers.values())))
-
-    @property
-    def n_decomposed(self):
-        """How many models are decomposed, of several layers while they are compared."""
-        if len(self.layers) == 1:
-            return self.n_models
-        return len(self.layers) * min(self.n_models, sampling.MAX_COMPARED)
-
-    def open(self, name):
-        """Open one layer's deltas; nothing is held before it is asked for."""
-        weights, center = self.layers[name], self.centers[name]
-        return DecomposedDeltas.open(
-            weights, center, self.device, self.dtype, self.generator
-        )
 
 
 @saved
