@@ -140,3 +140,13 @@ def test_where_tensors_are_found(loaded, names):
             _convert_worker.find_tensors(loaded, torch.Tensor)
     else:
         assert list(_convert_worker.find_tensors(loaded, torch.Tensor)) == names
+
+
+def test_links_out_of_the_folder_are_not_converted(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    save(source / "a.pt", {"w": W})
+    (source / "b.pt").symlink_to(save(tmp_path / "elsewhere.pt", {"w": W}))
+    with pytest.warns(UserWarning, match=r"(?s)1 of 2.*b\.pt is a link that leads out"):
+        assert convert_checkpoints(source, out) == [out / "a.safetensors"]
+    with pytest.raises(UnsupportedFormatError, match=r"b\.pt is a link"):
+        convert_checkpoints(source, out, on_error="raise")

@@ -723,6 +723,56 @@ def test_errors_nobody_thought_of_end_one_model(error, tmp_path, monkeypatch):
         open_models(tmp_path, on_error="raise")
 
 
+def test_components_are_read_by_one_rule(tmp_path):
+    """Doubts, plain 8-bit floats and new names are those of all of a model's parts."""
+    W = torch.arange(6.0).reshape(2, 3)
+    pair = {"q.lora_A.weight": torch.ones(1, 3), "q.lora_B.weight": torch.ones(2, 1)}
+    pair["q.lora_magnitude_vector.weight"] = torch.ones(2)
+    for name, tensors in [
+        ("text_encoder", {"a.weight": W.to(torch.float8_e4m3fn)}),
+        ("unet", pair),
+        ("vae", {"b.weight": W}),
+    ]:
+        folder = tmp_path / "pipe" / name
+        folder.mkdir(parents=True)
+        save_file(tensors, folder / "model.safetensors")
+    (tmp_path / "pipe" / "model_index.json").write_text("{}")
+    with pytest.warns(UserWarning, match="hold DoRA adapters") as caught:
+        models = open_models(tmp_path, rename={"vae.*": "decoder.*"}, plain_float8=True)
+    assert len(caught) == 1
+    assert list(models.layers) == [
+        "decoder.b.weight",
+        "text_encoder.a.weight",
+        "unet.q.weight",
+    ]
+    np.testing.assert_array_equal(models["text_encoder.a.weight"][0], W)
+    np.testing.assert_array_equal(models["unet.q.weight"][0], np.ones((2, 3)))
+
+
+def test_names_that_cannot_be_made_out_end_one_model(tmp_path, monkeypatch):
+    from skprobex.files import _rename
+
+    model(tmp_path / "a.safetensors")
+    pair = {
+        "lora_unet_x.lora_down.weight": torch.ones(1, 3),
+        "lora_unet_x.lora_up.weight": torch.ones(2, 1),
+    }
+    save_file({**pair, "lora_unet_x.alpha": torch.ones(())}, tmp_path / "b.safetensors")
+
+    def dotted(*_):
+        raise RecursionError("deep")
+
+    monkeypatch.setattr(_rename, "dotted", dotted)
+    with pytest.warns(UserWarning, match=r"b\.safetensors has names of layers"):
+        assert open_models(tmp_path).names == ["a"]
+    with pytest.raises(CorruptFileError, match="names of layers"):
+        open_models(tmp_path, on_error="raise")
+    # The user's own function is the user's.
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(ZeroDivisionError):
+        open_models(tmp_path, rename=lambda name: 1 / 0)
+
+
 def test_errors_nobody_thought_of_end_one_item(tmp_path):
     model(tmp_path / "a.safetensors")
     odd = ["a\0b", "\ud800x", "x" * 5000, "hf://", "http://[::1", "file://\0"]
