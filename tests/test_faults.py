@@ -282,9 +282,9 @@ ADAPTERS = LowRankWeights(W[:, :, :2], W[:, :2])
 def test_out_of_memory_halves_the_batch(weights, monkeypatch):
     expected = ProbeXClassifier().fit(weights, y)
     decompose, sizes = limited(deltas.decompose_models, 4)
-    total, _ = limited(center.sum_models, 4)
+    sketch, _ = limited(center.sketches_and_sizes, 4)
     monkeypatch.setattr(deltas, "decompose_models", decompose)
-    monkeypatch.setattr(center, "sum_models", total)
+    monkeypatch.setattr(center, "sketches_and_sizes", sketch)
     fitted = ProbeXClassifier().fit(weights, y)
     assert sizes == [3] * 8
     assert fitted.views_ == expected.views_
