@@ -378,4 +378,6 @@ class Names(Task):
             similar = similar - penalty * hubness(similar, self.labels, numbers)
         own = similar.gather(1, self.labels[:, None])
         rank = (similar > own).sum(dim=1) + 1
-        return (rank == 1).double().mean().item(), (1 / rank).mean().item()
+        # Sorted: what order the models come in must not decide between equal ranks.
+        reciprocal = 1 / rank.sort().values
+        return (rank == 1).double().mean().item(), reciprocal.mean().item()
