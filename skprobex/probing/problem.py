@@ -121,7 +121,7 @@ def warn_of_outliers(layers, found, kept):
     outliers = (~kept).nonzero()[:, 0].tolist()
     where = [name for name, own in found.items() if len(own.outliers)]
     where = f" in {listed(where)}" if len(found) > 1 else ""
-    named = listed(map(weights.describe, outliers), show=str)
+    named = listed(map(weights._describe, outliers), show=str)
     warn(
         f"{len(outliers)} of {len(kept)} models lie far from all others{where}, and "
         f"are left out of the fit: {named}. Have they diverged, or are they of another "

@@ -221,11 +221,11 @@ class Weights(ABC):
         more = f" and at least {len(bad) - 1} more" if len(bad) > 1 else ""
         raise ValueError(
             f"{of}{self.title} contains {'NaN' if has_nan else 'infinity'}: model "
-            f"{self.describe(start + bad[0])}{more}. Drop these models, or reload "
+            f"{self._describe(start + bad[0])}{more}. Drop these models, or reload "
             "their weights (float16 overflows above 65504)."
         )
 
-    def describe(self, model: int) -> str:
+    def _describe(self, model: int) -> str:
         """Say what errors and warnings call a model.
 
         Parameters

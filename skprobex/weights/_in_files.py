@@ -207,7 +207,7 @@ class LayerWeights(Weights):
             # Left half-way, or a file failed: do not read the rest.
             executor.shutdown(cancel_futures=True)
 
-    def describe(self, model: int) -> str:
+    def _describe(self, model: int) -> str:
         handle = self._handles[model]
         return f"{handle.name!r} in {handle.file}"
 
