@@ -223,8 +223,7 @@ class ProbeXClassifier(ClassifierMixin, BaseProbeX):
             )
         layers = self._read(W, reset=True)
         coding, codes = encode_labels(y, type(self).__name__)
-        n_models = len(next(iter(layers.values())))
-        check_consistent_length(range(n_models), codes)
+        check_consistent_length(next(iter(layers.values())), codes)
         solver = self._solver()
         before = self._expert_before(solver)
         if before is not None:

@@ -236,8 +236,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         if y is None:
             return self._fit_unsupervised(layers, solver)
         labels, vectors, codes = number_texts(y, self._encode)
-        n_models = len(next(iter(layers.values())))
-        check_consistent_length(range(n_models), codes)
+        check_consistent_length(next(iter(layers.values())), codes)
         before = self._expert_before(solver)
         if before is not None and not np.array_equal(labels, self.labels_):
             raise ValueError(

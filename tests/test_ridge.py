@@ -108,8 +108,8 @@ def test_groups_of_one_are_leave_one_out(n_features):
 def test_other_targets_are_another_ridge(n_features):
     features, targets, _ = draw(n_features)
     path = as_path(features, targets)
-    path.set_targets(torch.from_numpy(2 * targets[:, :1] + 1))
-    coef, intercept = path.solve(0.5)
+    other = path.with_targets(torch.from_numpy(2 * targets[:, :1] + 1))
+    coef, intercept = other.solve(0.5)
     expected = as_path(features, targets).solve(0.5)
     np.testing.assert_allclose(coef, 2 * expected[0][:1], rtol=0, atol=1e-12)
     np.testing.assert_allclose(intercept, 2 * expected[1][:1] + 1, rtol=0, atol=1e-12)

@@ -79,7 +79,7 @@ def test_center_as_base(tree, solver):
     W, y = tree
     base = W.mean(axis=0)
     settings = {"solver": solver, "max_iter": 3, "tol": 10, "n_iter_no_change": 1}
-    expected = probabilities(W.astype(float), y, **settings)
+    expected = probabilities(W.astype(float), y, center="mean", **settings)
     given = probabilities(W.astype(float), y, center=W.mean(0, dtype=float), **settings)
     np.testing.assert_allclose(given, expected, atol=1e-8)
     torch_base = torch.from_numpy(base)

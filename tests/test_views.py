@@ -60,9 +60,9 @@ def decompose(deltas, dtype=torch.float64):
 def full_features(deltas, name, normalize, dtype=torch.float64):
     """Features with as many probes as dimensions, their spread undone."""
     factors = [decompose(deltas, dtype)]
-    probed = fit_probes(
-        factors, [Candidate(VIEWS[name], normalize)], SCALE, max(deltas.shape)
-    )
+    # A vector is that of both normalisations.
+    candidate = Candidate(VIEWS[name], normalize if VIEWS[name].sides else None)
+    probed = fit_probes(factors, [candidate], SCALE, max(deltas.shape))
     (features,), (view,) = collect_features(factors, probed)
     return features.double().numpy() * view.spread
 

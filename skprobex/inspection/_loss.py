@@ -50,8 +50,9 @@ class LossCurveDisplay(Display):
     >>> from skprobex.datasets import make_model_tree
     >>> from skprobex.inspection import LossCurveDisplay
     >>> W, y = make_model_tree(60, (16, 12), random_state=0, return_X_y=True)
+    >>> from skprobex.solvers import Adam
     >>> clf = ProbeXClassifier(
-    ...     solver="adam", views=("xu",), normalize=True, tol=0.1, random_state=0
+    ...     solver=Adam(tol=0.1), views=("xu",), normalize=True, random_state=0
     ... )
     >>> display = LossCurveDisplay.from_estimator(clf.fit(W, y))
     >>> len(display.losses) == clf.n_iter_
@@ -74,7 +75,7 @@ class LossCurveDisplay(Display):
         Parameters
         ----------
         estimator : estimator
-            Fitted with ``solver="adam"``. With ``early_stopping=True`` it has scores
+            Fitted with a network. With ``Adam(early_stopping=True)`` it has scores
             of validation too.
         ax : matplotlib.axes.Axes, default=None
             Where to draw. None makes a figure.

@@ -3,6 +3,7 @@
 import os
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import joblib
 import numpy as np
@@ -101,7 +102,8 @@ class QuickLook:
 
     Attributes
     ----------
-    task : Task
+    task : callable
+        From a device to a `Task` on it.
     device : str
     """
 
@@ -121,10 +123,8 @@ class QuickLook:
         ]
         device = devices[0] if devices else "auto"
         if is_regressor(estimator):
-            targets = standardize(check_numbers(y))[0]
-            return cls(number_task(targets, resolve_device(device)), device)
-        name = "LayerSearchCV(prefilter=...)"
-        return cls(encode_task(y, name, resolve_device(device)), device)
+            return cls(partial(number_task, standardize(check_numbers(y))[0]), device)
+        return cls(encode_task(y, "LayerSearchCV(prefilter=...)"), device)
 
     def __call__(self, name, layer):
         """Fit the quick look.
@@ -144,7 +144,8 @@ class QuickLook:
             candidates = list_candidates(QUICK_VIEWS, True)
             _, features = fit_features(deltas, candidates, QUICK_PROBES, generator)
         blocks = [Block((0, i), name, [], True, own) for i, own in enumerate(features)]
-        return max(fit_blocks([b], self.task, DEFAULT_ALPHAS).rank for b in blocks)
+        task = self.task(device)
+        return max(fit_blocks([b], task, DEFAULT_ALPHAS).rank for b in blocks)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from .._base import BaseExpert, all_or_nothing
 from .._registry import saved
 from .._sklearn import Interval, _fit_context
 from .._typing import Center, Device, RandomState, Self, Views
-from ..probing.device import as_array, resolve_device, to_arrays
+from ..probing.device import as_array, to_arrays
 from ..probing.ridge.expert import fit_ridge
 from ..solvers._ridge import closed_form_attributes
 from ..targets._labels import encode_task
@@ -182,10 +182,9 @@ class LayerFusion(BaseExpert):
             )
         W = take_layers(W, match_layers(layer_names(W), self.layers))
         layers = self._read(W, reset=True)
-        task = encode_task(y, type(self).__name__, resolve_device(self.device))
-        n_models = len(next(iter(layers.values())))
-        check_consistent_length(range(n_models), task.targets)
-        problem = self._pose(layers, lambda device: task, n_layers=self.n_layers)
+        task = encode_task(y, type(self).__name__)
+        check_consistent_length(next(iter(layers.values())), y)
+        problem = self._pose(layers, task, n_layers=self.n_layers)
         with self._progress(problem.n_decomposed, "model") as bar:
             expert = to_arrays(fit_ridge(problem, bar.update))
         weights = {layer.name: float(sum(layer.shares)) for layer in expert.layers}

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from numbers import Number
 
 import numpy as np
@@ -281,7 +282,7 @@ def number_task(targets, device):
     return Numbers(_as_double(targets, device))
 
 
-def encode_task(y, name, device):
+def encode_task(y, name):
     """Turn labels or real numbers into what a ridge is fitted to.
 
     Parameters
@@ -289,12 +290,11 @@ def encode_task(y, name, device):
     y : array-like of shape (n_models,) or (n_models, n_outputs)
     name : str
         Who asks.
-    device : torch.device
-        Where the task is to be.
 
     Returns
     -------
-    Task
+    callable
+        From a device to the `Task` on it; it holds arrays, which a hash can be made of.
     """
     if y is None:
         raise ValueError(
@@ -302,9 +302,9 @@ def encode_task(y, name, device):
         )
     y = check_labels(y)
     if type_of_target(y, input_name="y").startswith("continuous"):
-        return number_task(standardize(check_numbers(y))[0], device)
+        return partial(number_task, standardize(check_numbers(y))[0])
     coding, codes = encode_labels(y, name)
-    return coding.task(coding.signs(codes), None, device)
+    return partial(coding.task, coding.signs(codes), None)
 
 
 def _as_double(array, device):
