@@ -52,7 +52,7 @@ def layers():
     known, y = make_model_tree(
         80, (12, 10), view="xtxu", random_state=0, return_X_y=True
     )
-    a_little = known + rng.normal(size=known.shape) * 1.5 * known.std()
+    a_little = known + rng.normal(size=known.shape) * 0.15 * known.std()
     W = {
         "first.bias": rng.normal(size=(80, 12)),
         "first.weight": a_little,
