@@ -73,7 +73,7 @@ default="sentence-transformers/all-MiniLM-L6-v2"
         As in `ProbeXClassifier`.
     normalize : "auto" or bool, default="auto"
         As in `ProbeXClassifier`.
-    solver : {"ridge", "adam"}, default="ridge"
+    solver : {"ridge", "adam"} or solver object, default="ridge"
         The closed form, or two towers trained end to end on one layer.
     alphas : array-like of float, default=None
         Ridge penalties, in units of the features' mean squared norm. None: 15 values

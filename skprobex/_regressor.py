@@ -38,9 +38,10 @@ class ProbeXRegressor(RegressorMixin, BaseProbeX):
     n_probes : int, default=64
         Probes per view and side (the paper's r_U); at most the dimension of the side.
     center : "auto", "robust", "mean", None or array-like, default="auto"
-        What is subtracted from the weights: the mean of the training models, nothing,
-        or the base's weights (for several layers a dict of them, by name). ``"auto"``
-        is the mean, and nothing for low-rank weights, which are deltas already.
+        What is subtracted from the weights: the robust centre, which models that moved
+        far do not drag along, the mean of the training models, nothing, or the base's
+        weights (for several layers a dict of them, by name). ``"auto"`` is the robust
+        centre, and nothing for low-rank weights, which are deltas already.
     normalize : "auto" or bool, default="auto"
         Whether each delta is scaled to unit Frobenius norm; if not, all are divided by
         one typical norm. ``"auto"`` tries both by leave-one-out.
