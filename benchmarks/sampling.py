@@ -15,7 +15,7 @@ from output import saying
 
 from skprobex import ProbeXClassifier
 from skprobex.datasets import make_digit_jungle
-from skprobex.probing.ridge.path import sampling
+from skprobex.probing.ridge import sampling
 
 ALL = 10**9
 HEADER = (
