@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..exceptions import WeightFileError
-from ._layouts import LeftOut, ModelFiles, make_unique
+from ..weights._collection import make_unique
+from ._layouts import LeftOut, ModelFiles
 
 
 class Found(NamedTuple):

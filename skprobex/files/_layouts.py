@@ -11,6 +11,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from .._natural import natural
+from ..weights._collection import make_unique
 from ._other_formats import MODEL_STEM, TRAINERS_STATE, unread_format
 from ._runs import REASON, last_of_folders, last_of_stems
 from ._shards import INDEX, SHARD
@@ -367,15 +368,3 @@ class _Grouping:
                 is_model = MODEL_STEM.fullmatch(re.split(r"\.|-0", name)[0])
                 is_twin = stem in stems or (has_model and bool(is_model))
                 self.left_out.append(LeftOut(_in(folder, name), reason, is_twin))
-
-
-def make_unique(models):
-    """Number the later ones of models with the same name."""
-    taken, unique = set(), []
-    for model in models:
-        name, number = model.name, 2
-        while name in taken:
-            name, number = f"{model.name} ({number})", number + 1
-        taken.add(name)
-        unique.append(model._replace(name=name))
-    return unique

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from .._natural import natural
 from ..exceptions import RemoteError, WeightFileError
+from ..weights._collection import make_unique
 from ._deadline import within
 from ._folders import cached_repository, repository_of, walk
 from ._found import Found, called
@@ -18,7 +19,7 @@ from ._globs import magic_start, matches
 from ._http import HttpClient
 from ._hub import Hub
 from ._hub_models import HUB_URL, HubModels, inside_of
-from ._layouts import LeftOut, ModelFiles, Part, group_files, make_unique
+from ._layouts import LeftOut, ModelFiles, Part, group_files
 from ._other_formats import refuse_unread
 from ._shards import INDEX, is_safe_path, read_index
 from ._sources import local_path, open_source

@@ -243,7 +243,7 @@ class ModelCollection:
             for collection in collections
             for model in collection._store.stored(collection.names, collection.metadata)
         ]
-        joined = cls._from_models(_numbered(models), collections[0]._on_missing)
+        joined = cls._from_models(make_unique(models), collections[0]._on_missing)
         for collection in collections:
             joined.skipped_.update(collection.skipped_)
         return joined
@@ -543,7 +543,7 @@ def _listed(names):
     return (shown or "none") + (f" … and {rest} more" if rest > 0 else "")
 
 
-def _numbered(models):
+def make_unique(models):
     """Number the later ones of models with the same name."""
     taken, unique = set(), []
     for model in models:

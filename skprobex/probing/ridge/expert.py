@@ -44,10 +44,6 @@ class ProbedLayer:
     shares: list[float]
     normalize: bool
 
-    @property
-    def n_features(self):
-        return sum(view.n_features for view in self.views)
-
     def features(self, weights, device, dtype):
         """Compute the probed features, ``(n_models, n_features)``."""
         return self.probe(
